@@ -1,0 +1,49 @@
+//! Condition types and reasons, shared by every kind, after the kstatus rules.
+//!
+//! `Ready` is always present. `Reconciling` and `Stalled` are abnormal-true: present with status True while they hold and
+//! absent otherwise, so that no condition of a healthy object is ever False.
+
+/// True when the object does what its spec says, at the observed generation.
+pub const READY: &str = "Ready";
+/// Present and True while the controller is still working towards the spec.
+pub const RECONCILING: &str = "Reconciling";
+/// Present and True while only a change by a person (to this object or to what it names) can help.
+pub const STALLED: &str = "Stalled";
+
+/// Reasons of `Ready=True`.
+pub mod ready {
+    /// Every replica serves the current revision.
+    pub const AVAILABLE: &str = "Available";
+    /// A route's backends can take traffic.
+    pub const ROUTED: &str = "Routed";
+}
+
+/// Reasons while `Reconciling`.
+pub mod reconciling {
+    /// The model is being inspected: its plan is not known yet.
+    pub const INSPECTING: &str = "Inspecting";
+    /// Pods are being created or replaced.
+    pub const ROLLING_OUT: &str = "RollingOut";
+    /// Something this object needs is not there yet or could not be reached; it is tried again.
+    pub const WAITING: &str = "Waiting";
+}
+
+/// Reasons while `Stalled`.
+pub mod stalled {
+    /// The spec contradicts itself or names something unusable.
+    pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// The model's files are absent at the place that `spec.model.uri` names.
+    pub const MODEL_NOT_FOUND: &str = "ModelNotFound";
+    /// The model's files are there but cut short, corrupt or contradictory.
+    pub const MODEL_INVALID: &str = "ModelInvalid";
+    /// No engine of ours runs this architecture.
+    pub const UNSUPPORTED_ARCHITECTURE: &str = "UnsupportedArchitecture";
+    /// Weights and one sequence do not fit the memory a replica has.
+    pub const DOES_NOT_FIT: &str = "DoesNotFit";
+    /// Engine pods keep failing to start.
+    pub const POD_FAILED: &str = "PodFailed";
+    /// A backend names a ModelDeployment that does not exist.
+    pub const BACKEND_NOT_FOUND: &str = "BackendNotFound";
+    /// An older route already answers to this model name.
+    pub const MODEL_NAME_TAKEN: &str = "ModelNameTaken";
+}

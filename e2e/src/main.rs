@@ -1,0 +1,3 @@
+//! Entry point of `fairlead-e2e`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Entry point of `fairlead-gateway`.
+
+fn main() {}

@@ -1,0 +1,114 @@
+//! What the operator writes into a ConfigMap and the inference pod reads: one struct, JSON on disk.
+//!
+//! The command line of `fairlead-inference serve` fills the same struct when the pod runs by hand, so there is one
+//! definition of every setting. It holds no secrets: a hub token comes from the environment (`HF_TOKEN`).
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of one inference pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InferenceConfig {
+    /// Model names the pod answers to; the first is the one it reports.
+    pub served_model_names: Vec<String>,
+    /// Where the model comes from.
+    pub model: ModelConfig,
+    /// How the engine runs it.
+    #[serde(default)]
+    pub engine: EngineConfig,
+    /// Where and how long the server listens.
+    #[serde(default)]
+    pub server: ServerConfig,
+}
+
+/// Where the model comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ModelConfig {
+    /// `hf://org/name@revision` or `file:///path`; a claim or an image is already mounted or copied, hence `file://`.
+    pub uri: String,
+    /// Folder to fetch into. Must survive a container restart for a fetch to resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
+    /// `sha256:…` that the model's files must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+/// Where tensors live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// A GPU where one is visible, otherwise the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU, or a clear error.
+    Cuda,
+}
+
+/// Number type of weights and activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// bf16 on a GPU, f32 on a CPU.
+    #[default]
+    Auto,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// IEEE single precision.
+    F32,
+}
+
+/// How the engine runs a model. What is absent is decided from the device and the model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Where tensors live.
+    #[serde(default)]
+    pub device: Device,
+    /// Number type of weights and activations.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Longest sequence, prompt and answer together, in tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_model_len: Option<u32>,
+    /// Most sequences in one batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sequences: Option<u32>,
+    /// Most tokens in one step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_batched_tokens: Option<u32>,
+    /// Tokens in a KV block: 16, 32 or 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_tokens: Option<u32>,
+    /// Bytes of the KV cache. Absent: measured from what is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_cache_bytes: Option<u64>,
+    /// Intra-op threads of libtorch on a CPU. Absent: the CPUs this process may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+}
+
+/// Where and how long the server listens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Address of the OpenAI API, /healthz, /readyz, /startup and /metrics.
+    pub listen: String,
+    /// Requests that may wait for the engine; more are answered 429.
+    pub max_queued_requests: u32,
+    /// After SIGTERM: seconds until streams that have not finished are cut.
+    pub drain_seconds: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self { listen: "0.0.0.0:8000".to_owned(), max_queued_requests: 1024, drain_seconds: 290 }
+    }
+}

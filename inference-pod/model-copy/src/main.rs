@@ -1,0 +1,3 @@
+//! Copies a model out of an image.
+
+fn main() {}
