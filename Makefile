@@ -1,0 +1,52 @@
+# The public face of the project. Every target installs what it needs, says what it does, and can be repeated.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.SILENT:
+MAKEFLAGS += --no-print-directory
+
+CARGO := . scripts/env.sh && cargo
+E2E := . scripts/env.sh && target/release/fairlead-e2e
+
+.PHONY: help quickstart test test-unit test-e2e build verify generate cluster-up cluster-down images install
+
+help: ## Show this list
+	grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -ts $$'\t'
+
+quickstart: build ## From a fresh machine to an answered question on a real Kubernetes; safe to repeat
+	$(E2E) quickstart
+
+test: verify test-unit test-e2e ## Every test: units, mocked API, processes on loopback, end to end on the real cluster
+
+test-unit: setup ## Tests that need no cluster
+	$(CARGO) test --workspace --no-fail-fast
+
+test-e2e: build ## End-to-end tests on the local cluster, or on KUBECONFIG's
+	$(E2E) test
+
+build: setup ## Release binaries: target/release/fairlead-{operator,gateway,inference,e2e}
+	$(CARGO) build --release --workspace --bins
+
+.PHONY: setup
+setup:
+	scripts/setup.sh build
+
+verify: setup ## Format, lints, generated files up to date
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- --deny warnings
+
+generate: setup ## Write the CRD YAML and the API reference from the types
+	$(CARGO) run --quiet --package fairlead-crds --bin fairlead-crdgen
+
+cluster-up: build ## Start the local cluster (a second call repairs what has died)
+	$(E2E) up
+
+cluster-down: build ## Stop the local cluster and leave nothing behind
+	$(E2E) down
+
+images: build ## Build the images and load them into the cluster (or push them to IMAGE_REGISTRY)
+	$(E2E) images
+
+install: build ## Install or upgrade the charts
+	$(E2E) install
