@@ -14,7 +14,9 @@ E2E := . scripts/env.sh && target/release/fairlead-e2e
 help: ## Show this list
 	grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -ts $$'\t'
 
-quickstart: build ## From a fresh machine to an answered question on a real Kubernetes; safe to repeat
+quickstart: e2e-tool ## From a fresh machine to an answered question on a real Kubernetes; safe to repeat
+	$(E2E) preflight
+	$(MAKE) build
 	$(E2E) quickstart
 
 test: verify test-unit test-e2e ## Every test: units, mocked API, processes on loopback, end to end on the real cluster
@@ -28,9 +30,13 @@ test-e2e: build ## End-to-end tests on the local cluster, or on KUBECONFIG's
 build: setup ## Release binaries: target/release/fairlead-{operator,gateway,inference,e2e}
 	$(CARGO) build --release --workspace --bins
 
-.PHONY: setup
+.PHONY: setup e2e-tool
 setup:
 	scripts/setup.sh build
+
+# The cluster's own tool alone, so that a machine that cannot run one hears of it before the long build.
+e2e-tool: setup
+	$(CARGO) build --release --package fairlead-e2e --bins
 
 verify: setup ## Format, lints, generated files up to date
 	$(CARGO) fmt --all --check
@@ -39,14 +45,14 @@ verify: setup ## Format, lints, generated files up to date
 generate: setup ## Write the CRD YAML and the API reference from the types
 	$(CARGO) run --quiet --package fairlead-crds --bin fairlead-crdgen
 
-cluster-up: build ## Start the local cluster (a second call repairs what has died)
+cluster-up: e2e-tool ## Start the local cluster (a second call repairs what has died)
 	$(E2E) up
 
-cluster-down: build ## Stop the local cluster and leave nothing behind
+cluster-down: e2e-tool ## Stop the local cluster and leave nothing behind
 	$(E2E) down
 
 images: build ## Build the images and load them into the cluster (or push them to IMAGE_REGISTRY)
 	$(E2E) images
 
-install: build ## Install or upgrade the charts
+install: e2e-tool ## Install or upgrade the charts
 	$(E2E) install
