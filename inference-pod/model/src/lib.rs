@@ -1,1 +1,29 @@
-//! Model description.
+//! What a model is and what it needs, as pure data: config.json, safetensors headers, the tensors an architecture wants,
+//! and the memory plan.
+//!
+//! It owns every check that can be made before a weight is read, and the arithmetic behind `status.plan`. It reads no file
+//! and opens no connection: `fairlead-fetch` brings the bytes. The operator calls [`plan()`] before it makes a pod, the
+//! inference server before it loads, and the libtorch backend builds its layers from [`ModelConfig`].
+//!
+//! Everything that is parsed here comes from the outside, so the parsers take hostile bytes: sizes are bounded, sums are
+//! checked, and nothing panics.
+
+pub mod config;
+pub mod dtype;
+pub mod error;
+pub mod generation;
+pub mod index;
+pub mod plan;
+pub mod rope;
+pub mod safetensors_header;
+pub mod tensors;
+
+pub use config::{Architecture, ModelConfig};
+pub use dtype::{DeviceKind, RunDtype, StoredDtype};
+pub use error::{ModelError, Reason};
+pub use generation::GenerationDefaults;
+pub use index::SafetensorsIndex;
+pub use plan::{Plan, PlanInputs, plan};
+pub use rope::{Rope, RopeScaling};
+pub use safetensors_header::{SafetensorsHeader, TensorInfo};
+pub use tensors::{Checkpoint, TensorSpec, WeightsSummary};

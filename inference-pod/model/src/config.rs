@@ -1,0 +1,310 @@
+//! config.json of a Hugging Face model folder, checked and bounded.
+//!
+//! Callers get a [`ModelConfig`] in which every number is in a range where the arithmetic of this crate cannot overflow and
+//! no allocation is driven by the file alone. What our engine does not run is refused here by name.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::dtype::StoredDtype;
+use crate::error::{ModelError, clip};
+use crate::rope::Rope;
+
+/// The file this module reads.
+pub const CONFIG_FILE: &str = "config.json";
+
+/// Longest config.json that is read, in bytes.
+pub const MAX_CONFIG_BYTES: usize = 1 << 20;
+
+/// Upper limits of sizes, above any model there is. They keep every product of this crate well inside 64 bits.
+mod limit {
+    pub const WIDTH: u32 = 1 << 18;
+    pub const LAYERS: u32 = 1 << 10;
+    pub const HEADS: u32 = 1 << 12;
+    pub const HEAD_DIM: u32 = 1 << 12;
+    pub const VOCABULARY: u32 = 1 << 24;
+    pub const POSITIONS: u32 = 1 << 28;
+    pub const STOP_TOKENS: usize = 64;
+}
+
+/// Architectures that the engine runs. A new one is a variant, a row in [`Architecture::TABLE`], and what its row needs in
+/// `tensors.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Architecture {
+    /// Llama 1 to 3.x and whatever else is saved under that name.
+    LlamaForCausalLM,
+}
+
+/// What distinguishes one architecture of the Llama family from another when its config.json is read.
+struct ArchitectureRow {
+    architecture: Architecture,
+    name: &'static str,
+    /// Values of `hidden_act` that the engine's MLP computes.
+    activations: &'static [&'static str],
+}
+
+impl Architecture {
+    const TABLE: &'static [ArchitectureRow] = &[ArchitectureRow {
+        architecture: Self::LlamaForCausalLM,
+        name: "LlamaForCausalLM",
+        activations: &["silu", "swish"],
+    }];
+
+    /// The name in `architectures` of config.json.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Self::TABLE.iter().find(|row| row.architecture == self).map_or("", |row| row.name)
+    }
+
+    /// Names of all architectures, for messages.
+    #[must_use]
+    pub fn supported() -> String {
+        Self::TABLE.iter().map(|row| row.name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// A model's shape and settings, from config.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelConfig {
+    /// First of `architectures`.
+    pub architecture: Architecture,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Width of the MLP.
+    pub intermediate_size: u32,
+    /// Transformer layers.
+    pub num_hidden_layers: u32,
+    /// Query heads.
+    pub num_attention_heads: u32,
+    /// Key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: u32,
+    /// Width of one head; even.
+    pub head_dim: u32,
+    /// Rows of the embedding.
+    pub vocab_size: u32,
+    /// Added to the mean square in RMS norm.
+    pub rms_norm_eps: f64,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// Whether the output projection is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether the q, k, v and o projections have a bias.
+    pub attention_bias: bool,
+    /// Whether the gate, up and down projections have a bias.
+    pub mlp_bias: bool,
+    /// Longest sequence the model was made for, in tokens.
+    pub max_position_embeddings: u32,
+    /// Number type the weights were saved in, when config.json says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_dtype: Option<StoredDtype>,
+    /// Token that starts a sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end an answer; generation_config.json may name more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// Reads config.json.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] for bytes that are not a config.json or hold impossible numbers;
+    /// [`ModelError::Unsupported`] for a model that the engine does not run, naming what is missing.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
+        if bytes.len() > MAX_CONFIG_BYTES {
+            return Err(invalid(format!(
+                "is {} bytes long, at most {MAX_CONFIG_BYTES} are read",
+                bytes.len()
+            )));
+        }
+        let value: Value =
+            serde_json::from_slice(bytes).map_err(|error| invalid(format!("is not JSON: {error}")))?;
+        let Value::Object(map) = value else { return Err(invalid("must hold a JSON object")) };
+        let fields = Fields { map: &map };
+
+        let row = architecture(&map)?;
+        if map.get("quantization_config").is_some_and(|value| !value.is_null()) {
+            let method =
+                map.get("quantization_config").and_then(|q| q.get("quant_method")).and_then(Value::as_str);
+            return Err(ModelError::unsupported(
+                CONFIG_FILE,
+                format!(
+                    "quantization_config (method \"{}\") is not supported; use the model's unquantised bf16, f16 or f32 \
+                     checkpoint",
+                    clip(method.unwrap_or("unknown"))
+                ),
+            ));
+        }
+        if let Some(activation) = map.get("hidden_act").and_then(Value::as_str)
+            && !row.activations.contains(&activation)
+        {
+            let problem = format!("hidden_act \"{}\" is not supported; supported: silu", clip(activation));
+            return Err(ModelError::unsupported(CONFIG_FILE, problem));
+        }
+
+        let hidden_size = fields.size("hidden_size", limit::WIDTH)?;
+        let num_attention_heads = fields.size("num_attention_heads", limit::HEADS)?;
+        let num_key_value_heads =
+            fields.optional_size("num_key_value_heads", limit::HEADS)?.unwrap_or(num_attention_heads);
+        if num_attention_heads % num_key_value_heads != 0 {
+            return Err(invalid(format!(
+                "num_attention_heads ({num_attention_heads}) must be a multiple of num_key_value_heads \
+                 ({num_key_value_heads})"
+            )));
+        }
+        let head_dim = match fields.optional_size("head_dim", limit::HEAD_DIM)? {
+            Some(head_dim) => head_dim,
+            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
+            None => {
+                return Err(invalid(format!(
+                    "hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({num_attention_heads}), \
+                     or head_dim must be given"
+                )));
+            }
+        };
+        if head_dim % 2 != 0 || head_dim > limit::HEAD_DIM {
+            return Err(invalid(format!(
+                "head_dim is {head_dim}, it must be even and at most {}",
+                limit::HEAD_DIM
+            )));
+        }
+        let vocab_size = fields.size("vocab_size", limit::VOCABULARY)?;
+
+        Ok(Self {
+            architecture: row.architecture,
+            hidden_size,
+            intermediate_size: fields.size("intermediate_size", limit::WIDTH * 4)?,
+            num_hidden_layers: fields.size("num_hidden_layers", limit::LAYERS)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size,
+            rms_norm_eps: fields.epsilon("rms_norm_eps")?,
+            rope: Rope::parse(&map)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+            attention_bias: fields.flag("attention_bias")?,
+            mlp_bias: fields.flag("mlp_bias")?,
+            max_position_embeddings: fields.size("max_position_embeddings", limit::POSITIONS)?,
+            stored_dtype: stored_dtype(&map),
+            bos_token_id: token_ids(CONFIG_FILE, "bos_token_id", map.get("bos_token_id"))?.first().copied(),
+            eos_token_ids: token_ids(CONFIG_FILE, "eos_token_id", map.get("eos_token_id"))?,
+        })
+    }
+
+    /// Query heads that share one key and value head.
+    #[must_use]
+    pub fn query_groups(&self) -> u32 {
+        self.num_attention_heads / self.num_key_value_heads.max(1)
+    }
+}
+
+fn architecture(map: &Map<String, Value>) -> Result<&'static ArchitectureRow, ModelError> {
+    let names: Vec<&str> = match map.get("architectures") {
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        Some(Value::Null) | None => Vec::new(),
+        Some(_) => return Err(invalid("architectures must be a list of names")),
+    };
+    let Some(&name) = names.first() else {
+        return Err(invalid(
+            "architectures is missing; it must name the model's class, as transformers writes it",
+        ));
+    };
+    Architecture::TABLE.iter().find(|row| row.name == name).ok_or_else(|| {
+        ModelError::unsupported(
+            CONFIG_FILE,
+            format!(
+                "architecture \"{}\" is not supported; supported: {}",
+                clip(name),
+                Architecture::supported()
+            ),
+        )
+    })
+}
+
+fn stored_dtype(map: &Map<String, Value>) -> Option<StoredDtype> {
+    let name = map.get("dtype").or_else(|| map.get("torch_dtype"))?.as_str()?;
+    match name.trim_start_matches("torch.") {
+        "bfloat16" => Some(StoredDtype::BF16),
+        "float16" | "half" => Some(StoredDtype::F16),
+        "float32" | "float" => Some(StoredDtype::F32),
+        "float64" => Some(StoredDtype::F64),
+        _ => None,
+    }
+}
+
+/// Reads one token id, a list of them, or nothing.
+pub(crate) fn token_ids(file: &str, field: &str, value: Option<&Value>) -> Result<Vec<u32>, ModelError> {
+    let one = |value: &Value| {
+        value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < limit::VOCABULARY).ok_or_else(
+            || {
+                ModelError::invalid(
+                    file,
+                    format!("{field} holds {}, which is no token id", clip(&value.to_string())),
+                )
+            },
+        )
+    };
+    match value {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        // Some exporters write -1 for "none".
+        Some(Value::Number(number)) if number.as_i64() == Some(-1) => Ok(Vec::new()),
+        Some(Value::Array(values)) if values.len() > limit::STOP_TOKENS => Err(ModelError::invalid(
+            file,
+            format!("{field} holds {} tokens, at most 64 are taken", values.len()),
+        )),
+        Some(Value::Array(values)) => values.iter().map(one).collect(),
+        Some(value) => Ok(vec![one(value)?]),
+    }
+}
+
+fn invalid(problem: impl Into<String>) -> ModelError {
+    ModelError::invalid(CONFIG_FILE, problem)
+}
+
+/// Typed access to config.json's fields; every error names the field.
+struct Fields<'a> {
+    map: &'a Map<String, Value>,
+}
+
+impl Fields<'_> {
+    fn size(&self, field: &str, most: u32) -> Result<u32, ModelError> {
+        self.optional_size(field, most)?.ok_or_else(|| invalid(format!("{field} is missing")))
+    }
+
+    fn optional_size(&self, field: &str, most: u32) -> Result<Option<u32>, ModelError> {
+        match self.map.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value
+                .as_u64()
+                .and_then(|size| u32::try_from(size).ok())
+                .filter(|size| (1..=most).contains(size))
+                .map(Some)
+                .ok_or_else(|| {
+                    let value = clip(&value.to_string());
+                    invalid(format!("{field} is {value}, it must be a whole number from 1 to {most}"))
+                }),
+        }
+    }
+
+    fn epsilon(&self, field: &str) -> Result<f64, ModelError> {
+        match self.map.get(field) {
+            None | Some(Value::Null) => Ok(1e-6),
+            Some(value) => value
+                .as_f64()
+                .filter(|epsilon| (0.0..=1.0).contains(epsilon))
+                .ok_or_else(|| invalid(format!("{field} is {value}, it must be from 0 to 1"))),
+        }
+    }
+
+    fn flag(&self, field: &str) -> Result<bool, ModelError> {
+        match self.map.get(field) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(value) => {
+                Err(invalid(format!("{field} is {}, it must be true or false", clip(&value.to_string()))))
+            }
+        }
+    }
+}
