@@ -1,1 +1,26 @@
-//! OpenAI wire types.
+//! OpenAI wire types: what the gateway and the pods read from clients and send to them. One definition for both.
+//!
+//! Owns the shapes of requests, answers, stream chunks and errors, and the checks that need nothing but the request
+//! itself. Must not know a web framework, a tokenizer or a model: whether a prompt fits, or a model exists, is its
+//! callers' business.
+//!
+//! A request is parsed in two stages. [`ChatCompletionRequest::from_slice`] and [`CompletionRequest::from_slice`]
+//! check shape, types and ranges, as every server of this API would; the gateway stops there, because a backend may
+//! understand more than we do. The inference pod then asks `unsupported()`, which names the first field that our engine
+//! would have to ignore.
+
+pub mod chat;
+pub mod completion;
+pub mod error;
+mod fields;
+pub mod generation;
+pub mod models;
+pub mod usage;
+
+pub use chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, ChatMessage};
+pub use completion::{Completion, CompletionRequest, Prompt};
+pub use error::ApiError;
+pub use fields::parse_json;
+pub use generation::{FinishReason, GenerationOptions};
+pub use models::{Model, ModelList};
+pub use usage::Usage;

@@ -1,0 +1,150 @@
+//! `/v1/completions`: request and answer; stream chunks have the answer's shape.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+use crate::fields::{Fields, parse_json, wrong};
+use crate::generation::{FinishReason, GenerationOptions, MAX_LOGPROBS, parse_model, to_u32, token_ids};
+use crate::usage::Usage;
+
+/// Most prompts in one request.
+pub const MAX_PROMPTS: usize = 2048;
+
+/// One prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// Text, to be tokenized with the model's special tokens.
+    Text(String),
+    /// Token ids, taken as they are.
+    Tokens(Vec<u32>),
+}
+
+/// A completion request whose shape, types and ranges are right.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompletionRequest {
+    /// The model the client names.
+    pub model: String,
+    /// At least one prompt; each gets a choice, in order.
+    pub prompts: Vec<Prompt>,
+    /// How to generate and send.
+    pub options: GenerationOptions,
+    /// Report log-probabilities, with this many alternatives for each token, 0 to 20.
+    pub logprobs: Option<u32>,
+    /// Begin the answer with the prompt.
+    pub echo: bool,
+}
+
+impl CompletionRequest {
+    /// Reads a request body.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_slice(body: &[u8]) -> Result<Self, ApiError> {
+        Self::from_value(&parse_json(body)?)
+    }
+
+    /// Reads a request that is JSON already.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+        let fields = Fields::root(value)?;
+        let model = parse_model(&fields)?;
+        let prompts = parse_prompts(&fields)?;
+        let echo = fields.boolean("echo")?.unwrap_or(false);
+        // `echo` with no new tokens scores a prompt: what evaluation harnesses ask for.
+        let mut options = GenerationOptions::parse(&fields, if echo { 0 } else { 1 })?;
+        if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
+            options.refuse("suffix", "leave it out");
+        }
+        let logprobs = fields.integer("logprobs", 0..=i64::from(MAX_LOGPROBS))?.map(to_u32);
+        Ok(Self { model, prompts, options, logprobs, echo })
+    }
+
+    /// The first field that our engine would have to ignore, as the 400 that the pod answers.
+    pub fn unsupported(&self) -> Option<ApiError> {
+        self.options.unsupported()
+    }
+}
+
+fn parse_prompts(fields: &Fields<'_>) -> Result<Vec<Prompt>, ApiError> {
+    let expected = "a string, an array of strings, an array of token ids, or an array of such arrays";
+    let items = match fields.get("prompt") {
+        None => return Err(ApiError::invalid("prompt", format!("prompt is required: send {expected}"))),
+        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text.clone())]),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(wrong("prompt", expected, other)),
+    };
+    let prompts = match items.first() {
+        None => {
+            return Err(ApiError::invalid("prompt", format!("prompt is an empty array; send {expected}")));
+        }
+        Some(Value::Number(_)) => return Ok(vec![Prompt::Tokens(token_ids(items, "prompt")?)]),
+        Some(_) => {
+            items.iter().enumerate().map(|(index, item)| parse_prompt(item, format!("prompt[{index}]")))
+        }
+    };
+    if items.len() > MAX_PROMPTS {
+        let message =
+            format!("prompt has {} prompts, but at most {MAX_PROMPTS} are allowed; send fewer", items.len());
+        return Err(ApiError::invalid("prompt", message));
+    }
+    prompts.collect()
+}
+
+fn parse_prompt(item: &Value, path: String) -> Result<Prompt, ApiError> {
+    match item {
+        Value::String(text) => Ok(Prompt::Text(text.clone())),
+        Value::Array(ids) if ids.is_empty() => Err(ApiError::invalid(
+            path.clone(),
+            format!("{path} is an empty array; send at least one token id"),
+        )),
+        Value::Array(ids) => Ok(Prompt::Tokens(token_ids(ids, &path)?)),
+        other => Err(wrong(path, "a string or an array of token ids", other)),
+    }
+}
+
+/// The answer to a completion request, and each chunk of a streamed one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    /// Name of this answer, `cmpl-…`; the same in every chunk.
+    pub id: String,
+    /// Always `text_completion`.
+    pub object: String,
+    /// Unix seconds.
+    pub created: u64,
+    /// The model's public name.
+    pub model: String,
+    /// One for each prompt; in a chunk, one with what is new.
+    pub choices: Vec<CompletionChoice>,
+    /// Token counts. In a stream with `include_usage`: null in all chunks but the last; otherwise absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}
+
+/// One answer, or what is new in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompletionChoice {
+    /// Number of the prompt that it answers.
+    pub index: u32,
+    /// Its text.
+    pub text: String,
+    /// Log-probabilities, when asked for.
+    pub logprobs: Option<CompletionLogprobs>,
+    /// Why it ended; null in all chunks but the last.
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// Log-probabilities, one entry in each list for each token.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CompletionLogprobs {
+    /// Texts of the tokens.
+    pub tokens: Vec<String>,
+    /// Natural logarithms of their probabilities; null for a prompt's first token.
+    pub token_logprobs: Vec<Option<f32>>,
+    /// The likeliest tokens in each place; null for a prompt's first token.
+    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Where each token's text begins in the answer's text, in characters.
+    pub text_offset: Vec<u64>,
+}

@@ -1,0 +1,153 @@
+//! Reading a JSON object field by field, so that every complaint names the field, what it must be and what it is.
+//!
+//! serde's derived errors do not know the path ("invalid type: map, expected a string at line 1 column 40"); clients of an
+//! API deserve `messages[0].content must be …`.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+
+use crate::error::{ApiError, clip};
+
+/// Reads a request body as JSON.
+///
+/// # Errors
+/// 400 with line and column when it is not JSON.
+pub fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
+    if body.is_empty() {
+        return Err(
+            ApiError::bad_request("the request body is empty; send a JSON object").with_code("invalid_json")
+        );
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        // serde_json's message ends with the position already.
+        ApiError::bad_request(format!("the request body is not valid JSON: {error}; correct it there"))
+            .with_code("invalid_json")
+    })
+}
+
+/// A JSON object and the path that leads to it.
+pub(crate) struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    path: String,
+}
+
+impl<'a> Fields<'a> {
+    pub(crate) fn root(value: &'a Value) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(object) => Ok(Self { object, path: String::new() }),
+            other => Err(ApiError::bad_request(format!(
+                "the request body must be a JSON object, but is {}",
+                describe(other)
+            ))),
+        }
+    }
+
+    pub(crate) fn at(value: &'a Value, path: String) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(object) => Ok(Self { object, path }),
+            other => Err(wrong(path, "an object", other)),
+        }
+    }
+
+    /// The full path of one of this object's fields.
+    pub(crate) fn name(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// A field's value; `null` counts as absent, as it does for OpenAI.
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    pub(crate) fn string(&self, key: &str) -> Result<Option<&'a str>, ApiError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(wrong(self.name(key), "a string", other)),
+        }
+    }
+
+    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>, ApiError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(other) => Err(wrong(self.name(key), "true or false", other)),
+        }
+    }
+
+    pub(crate) fn integer(&self, key: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        // 5.0 is an integer to JavaScript clients.
+        let whole = value.as_i64().or_else(|| {
+            value
+                .as_f64()
+                .filter(|number| number.fract() == 0.0 && number.abs() < 9.0e15)
+                .map(|number| number as i64)
+        });
+        match whole {
+            Some(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(wrong(self.name(key), &integer_words(&range, whole), value)),
+        }
+    }
+
+    pub(crate) fn number(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(wrong(
+                self.name(key),
+                &format!("a number from {} to {}", range.start(), range.end()),
+                value,
+            )),
+        }
+    }
+
+    pub(crate) fn array(&self, key: &str) -> Result<Option<&'a [Value]>, ApiError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(items)) => Ok(Some(items)),
+            Some(other) => Err(wrong(self.name(key), "an array", other)),
+        }
+    }
+
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Fields<'a>>, ApiError> {
+        self.get(key).map(|value| Fields::at(value, self.name(key))).transpose()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.object.len()
+    }
+}
+
+/// The limits worth naming: u32's own upper limit only to who crossed it.
+fn integer_words(range: &RangeInclusive<i64>, found: Option<i64>) -> String {
+    match (*range.start(), *range.end()) {
+        (i64::MIN, i64::MAX) => "an integer".to_owned(),
+        (start, end) if end >= i64::from(u32::MAX) && found.is_none_or(|number| number < start) => {
+            format!("an integer of at least {start}")
+        }
+        (start, end) => format!("an integer from {start} to {end}"),
+    }
+}
+
+/// 400: the field at `path` must be `expected`, and is not.
+pub(crate) fn wrong(path: impl Into<String>, expected: &str, found: &Value) -> ApiError {
+    let path = path.into();
+    let message = format!("{path} must be {expected}, but is {}", describe(found));
+    ApiError::invalid(path, message)
+}
+
+/// A value in a person's words, never longer than a line.
+pub(crate) fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(flag) => flag.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) if text.is_empty() => "an empty string".to_owned(),
+        Value::String(text) => format!("the string \"{}\"", clip(text)),
+        Value::Array(items) if items.is_empty() => "an empty array".to_owned(),
+        Value::Array(_) => "an array".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
