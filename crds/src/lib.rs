@@ -7,6 +7,9 @@
 pub mod condition;
 pub mod model_deployment;
 pub mod model_route;
+pub mod reference;
+pub mod schema;
+mod validation;
 
 /// The API group of every kind.
 pub const GROUP: &str = "fairlead.dev";

@@ -11,6 +11,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::validation::rule;
+
 /// One model, its engine and its pods.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
@@ -22,35 +24,87 @@ use serde::{Deserialize, Serialize};
     category = "fairlead",
     namespaced,
     status = "ModelDeploymentStatus",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    doc = "One model, its engine and its pods.",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(
+        name = "Model",
+        type_ = "string",
+        json_path = ".spec.model.uri",
+        description = "Where the model's files come from"
+    ),
+    printcolumn(
+        name = "Pods",
+        type_ = "string",
+        json_path = ".status.serving",
+        description = "Pods of the current revision that take requests, of those wanted"
+    ),
+    printcolumn(
+        name = "Tokens",
+        type_ = "integer",
+        json_path = ".status.plan.maxCachedTokens",
+        description = "Tokens that the KV cache of one replica holds"
+    ),
+    printcolumn(
+        name = "Revision",
+        type_ = "string",
+        json_path = ".status.revision",
+        priority = 1,
+        description = "Hash of all that changes what a pod serves"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether every replica serves the current spec"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        description = "Why it is ready or not"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1,
+        description = "What is going on, in words"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ModelDeploymentSpec {
     /// What the model is for.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub task: Task,
     /// Where the model's files come from.
     pub model: ModelSource,
     /// How the engine runs it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub engine: EngineSpec,
     /// The paged KV cache.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub kv_cache: KvCacheSpec,
     /// What each replica gets.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub resources: ResourcesSpec,
     /// Where replicas may run.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub placement: PlacementSpec,
-    /// How many replicas run. Leave it out when an autoscaler owns it.
+    /// How many replicas run. Leave it out when an autoscaler owns it: a new Deployment then starts with 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
     pub replicas: Option<i32>,
     /// How a new revision replaces the old one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub update: UpdateSpec,
     /// What to add to the pods.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub pod_template: PodTemplateSpec,
 }
 
@@ -67,13 +121,35 @@ pub enum Task {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ModelSource {
     /// `hf://org/name@revision`, `pvc://claim/path`, `oci://image` (the model lies in `/models` of the image, or in the
-    /// folder named after `#`), or, on a node that has it, `file:///path`.
+    /// folder named after `#`). `file:///path` is for inference pods that run by hand; in a cluster it is refused.
+    #[schemars(length(max = 1024), extend("x-kubernetes-validations" = [
+        rule(
+            "self.matches('^(hf|pvc|oci|file)://')",
+            "spec.model.uri must start with hf://, pvc://, oci:// or file://; for example hf://org/name@revision",
+        ),
+        rule(
+            "!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?$')",
+            "spec.model.uri must read hf://org/name or hf://org/name@revision",
+        ),
+        rule(
+            "!self.startsWith('pvc://') || self.matches('^pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/.*)?$')",
+            "spec.model.uri must read pvc://claim or pvc://claim/path, the claim being one of this namespace",
+        ),
+        rule(
+            "!self.startsWith('oci://') || self.matches('^oci://[^#]+(#/.*)?$')",
+            "spec.model.uri must read oci://image or oci://image#/folder",
+        ),
+    ]))]
     pub uri: String,
     /// Secret with the key `token` for a hub that wants one; for `oci://`, an image pull secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<LocalObjectReference>,
     /// `sha256:…` over the model's files (docs/spec/modeldeployment.md says how); pods refuse anything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71), extend("x-kubernetes-validations" = [rule(
+        "self.matches('^sha256:[0-9a-f]{64}$')",
+        "spec.model.digest must be sha256: and 64 lower-case hexadecimal digits",
+    )]))]
     pub digest: Option<String>,
 }
 
@@ -82,20 +158,27 @@ pub struct ModelSource {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EngineSpec {
     /// Number type of weights and activations.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub dtype: Dtype,
     /// Longest sequence, prompt and answer together, in tokens. Default: what the model was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub max_model_len: Option<u32>,
     /// Most sequences in one batch. Default 256 on a GPU, 32 on a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_536))]
     pub max_sequences: Option<u32>,
     /// Most tokens in one step. Default 8192 on a GPU, 1024 on a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub max_batched_tokens: Option<u32>,
     /// Share of a GPU's memory (or of `resources.memory` on a CPU) that weights, activations and KV cache may take
     /// together, as a decimal in a string. Default "0.90".
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8), extend("x-kubernetes-validations" = [rule(
+        "self.matches('^(0?[.][0-9]*[1-9][0-9]*|1([.]0+)?)$')",
+        "spec.engine.gpuMemoryUtilization must be a decimal above 0 and at most 1, in quotes; for example \"0.90\"",
+    )]))]
     pub gpu_memory_utilization: Option<String>,
 }
 
@@ -120,6 +203,7 @@ pub enum Dtype {
 pub struct KvCacheSpec {
     /// Tokens in a block: 16, 32 or 64. Default 16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = [16, 32, 64]))]
     pub block_tokens: Option<u32>,
 }
 
@@ -127,11 +211,14 @@ pub struct KvCacheSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ResourcesSpec {
-    /// GPUs for each replica; 0 runs on the CPU.
-    #[serde(default)]
+    /// GPUs for each replica; 0 (the default) runs on the CPU. More than one needs tensor parallelism, which this
+    /// version does not have.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0, max = 1))]
     pub gpus: u32,
     /// Extended resource that a GPU is requested by. Default `nvidia.com/gpu`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
     pub gpu_resource: Option<String>,
     /// Memory of one GPU, for the plan. Default: the smallest `nvidia.com/gpu.memory` label of the nodes that match
     /// `placement.nodeSelector`.
@@ -154,9 +241,11 @@ pub struct PlacementSpec {
     pub node_selector: BTreeMap<String, String>,
     /// Taints that are tolerated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
     pub tolerations: Vec<Toleration>,
     /// How replicas spread over zones and nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
     pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
     /// Scheduler affinity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -165,13 +254,19 @@ pub struct PlacementSpec {
 
 /// How a new revision replaces the old one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [rule(
+    "!(has(self.maxSurge) && self.maxSurge == 0 && has(self.maxUnavailable) && self.maxUnavailable == 0)",
+    "spec.update.maxSurge and spec.update.maxUnavailable must not both be 0: no pod could ever be replaced; set one to 1",
+)]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateSpec {
     /// Replicas above the wanted number during an update. Default 1; 0 where GPUs are scarce.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000))]
     pub max_surge: Option<u32>,
-    /// Replicas that may be missing during an update. Default 0; at least 1 where `maxSurge` is 0.
+    /// Replicas that may be missing during an update. Default 0, or 1 where `maxSurge` is 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000))]
     pub max_unavailable: Option<u32>,
 }
 
@@ -187,19 +282,31 @@ pub struct PodTemplateSpec {
     pub annotations: BTreeMap<String, String>,
     /// Extra environment of the engine container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<EnvVar>,
     /// Secrets to pull the engine's image with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
     /// Priority class of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority_class_name: Option<String>,
     /// How long a pod may take to finish its streams after it was told to stop, in seconds. Default 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86_400))]
     pub termination_grace_period_seconds: Option<i64>,
     /// Engine image instead of the operator's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub image: Option<String>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 /// What the operator has seen and decided.
@@ -213,6 +320,9 @@ pub struct ModelDeploymentStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// `readyReplicas` of the replicas wanted, as `kubectl get` shows them: `1/2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<String>,
     /// Pods that exist.
     #[serde(default)]
     pub replicas: i32,

@@ -5,6 +5,8 @@ use kube::{CustomResource, ResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::validation::rule;
+
 /// A public model name and where its traffic goes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
@@ -16,34 +18,90 @@ use serde::{Deserialize, Serialize};
     category = "fairlead",
     namespaced,
     status = "ModelRouteStatus",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    doc = "A public model name and where its traffic goes.",
+    printcolumn(
+        name = "Model",
+        type_ = "string",
+        json_path = ".status.model",
+        description = "The name that clients send as model"
+    ),
+    printcolumn(
+        name = "Split",
+        type_ = "string",
+        json_path = ".status.split",
+        description = "Where requests go, in percent"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether every backend that has a weight serves"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        description = "Why it is ready or not"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1,
+        description = "What is going on, in words"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ModelRouteSpec {
     /// The name that clients send as `model`. Default: the route's own name. One name has one route in the whole
     /// cluster: of two that claim it the older wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = [rule(
+        "self.matches('^[A-Za-z0-9][A-Za-z0-9._:/@-]*$')",
+        "spec.model must begin with a letter or digit and hold only letters, digits and . _ : / @ -",
+    )]))]
     pub model: Option<String>,
-    /// Where requests go, by weight.
+    /// Where requests go, by weight. With more than one backend at least one needs a weight above 0.
+    #[schemars(length(min = 1, max = 16), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["name"],
+        "x-kubernetes-validations" = [rule(
+            "self.exists(b, has(b.weight) ? b.weight > 0 : size(self) == 1)",
+            "spec.backends: the weights sum to zero, so no request could go anywhere; give at least one backend a weight above 0",
+        )],
+    ))]
     pub backends: Vec<Backend>,
 }
 
 /// One place that requests can go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [rule(
+    "has(self.modelDeployment) != (has(self.endpoints) && size(self.endpoints) > 0)",
+    "spec.backends[]: set exactly one of modelDeployment (in a cluster) and endpoints (for a gateway run by hand)",
+)]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Backend {
     /// Name of the backend within the route.
+    #[schemars(length(max = 63), extend("x-kubernetes-validations" = [rule(
+        "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+        "spec.backends[].name must be lower-case letters, digits and -, beginning and ending with a letter or digit",
+    )]))]
     pub name: String,
     /// A ModelDeployment in the route's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
     pub model_deployment: Option<String>,
     /// Base URLs of inference servers, in place of a ModelDeployment, for a gateway that runs without Kubernetes
     /// (`fairlead-gateway serve --manifests`). A gateway in a cluster refuses them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 1024)))]
     pub endpoints: Vec<String>,
     /// Share of the requests, relative to the other backends' weights. Default: 1 for a route's only backend,
     /// otherwise 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1_000_000))]
     pub weight: Option<u32>,
 }
 
@@ -63,7 +121,11 @@ pub struct ModelRouteStatus {
     pub model: Option<String>,
     /// Where requests go now, in percent, backends that take any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["backend"]))]
     pub effective_split: Vec<SplitShare>,
+    /// `effectiveSplit` in one line, as `kubectl get` shows it: `v1=80 v2=20`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
 }
 
 /// One backend's share of the requests.
