@@ -80,7 +80,7 @@ def contexts(tokenizer):
         for rank, reply in enumerate(replies):
             ids = encode(reply) + [end]
             # The first reply of a group is the likeliest, so that greedy decoding does not hang on a tie.
-            weight = 5 if rank == 0 else 1
+            weight = 9 if rank == 0 else 1
             for ending in endings:
                 trigrams[(ending, end, assistant)][ids[0]] += weight
             if not endings:
