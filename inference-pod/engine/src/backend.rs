@@ -33,8 +33,10 @@ pub struct SampleRequest {
     /// How many of the likeliest tokens to report with their log-probabilities; `None` reports none, not even the
     /// chosen one's.
     pub logprobs: Option<u32>,
-    /// Report log-probabilities of every token in this step's slice given its predecessors, not of the next token
-    /// only (`echo` with `logprobs`).
+    /// Report log-probabilities of the slice's tokens given their predecessors too, not of the next token only (`echo`
+    /// with `logprobs`). The slice's first token has no predecessor here and gets none: where a prompt is cut into
+    /// chunks, the scheduler repeats the last token before the cut (same position, same keys and values), so that
+    /// every token but the prompt's first is reported exactly once.
     pub prompt_logprobs: bool,
     /// Tokens that must not be chosen (end-of-sequence under `ignore_eos` is handled by the scheduler, not here).
     pub banned: Vec<u32>,
@@ -51,7 +53,8 @@ pub struct SequenceStep {
     pub first_position: u32,
     /// Blocks of the sequence in order, enough for `first_position + tokens.len()` tokens.
     pub block_table: Vec<BlockId>,
-    /// Present when the last of `tokens` decides the sequence's next token.
+    /// Present when the last of `tokens` decides the sequence's next token; with `prompt_logprobs` also on earlier
+    /// chunks of a prompt, whose sampled token the scheduler drops.
     pub sample: Option<SampleRequest>,
 }
 
@@ -82,8 +85,8 @@ pub struct SampledToken {
     pub logprob: Option<f32>,
     /// The likeliest tokens in falling order, when asked for.
     pub top_logprobs: Vec<TokenLogprob>,
-    /// With `prompt_logprobs`: for each of the step's tokens but the sequence's very first, its own log-probability
-    /// and the likeliest alternatives.
+    /// With `prompt_logprobs`: for each of the slice's tokens but its first, its own log-probability and the likeliest
+    /// alternatives (`logprobs` of them).
     pub prompt_logprobs: Vec<(TokenLogprob, Vec<TokenLogprob>)>,
 }
 

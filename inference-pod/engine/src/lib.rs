@@ -3,3 +3,5 @@
 //! [`backend::Backend`] is what runs a step; `fairlead-backend-torch` implements it on libtorch.
 
 pub mod backend;
+pub mod block_pool;
+pub mod sampling;
