@@ -1,1 +1,11 @@
-//! FFI edge.
+//! The edge between Rust and libtorch: what tch has no safe form of. The only crate that may say `unsafe`.
+//!
+//! [`weight_file`] reads tensors out of memory-mapped files, [`device`] brings libtorch up on a CPU or a GPU. Both are safe to
+//! call. Nothing about models or scheduling belongs here. Called by `fairlead-backend-torch`.
+
+pub mod device;
+mod dynamic_library;
+pub mod weight_file;
+
+pub use device::{DeviceError, DeviceRequest, start_device};
+pub use weight_file::{MappedTensor, WeightFile, WeightFileError};
