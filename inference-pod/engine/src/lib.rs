@@ -1,7 +1,13 @@
 //! The engine as pure logic: sequences, the scheduler, the block pool and sampling, with no tensor in it.
 //!
-//! [`backend::Backend`] is what runs a step; `fairlead-backend-torch` implements it on libtorch.
+//! [`backend::Backend`] is what runs a step; `fairlead-backend-torch` implements it on libtorch. [`engine::start`] puts
+//! both on a thread of their own; what a caller sends is a [`sequence::GenerationRequest`], what it gets are
+//! [`engine::Event`]s.
 
 pub mod backend;
 pub mod block_pool;
+pub mod engine;
 pub mod sampling;
+pub mod scheduler;
+pub mod sequence;
+pub mod stop;

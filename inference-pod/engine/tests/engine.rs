@@ -1,0 +1,221 @@
+//! The engine's thread: requests in, events out, aborts, failures and the end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod fake;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fairlead_engine::backend::BackendError;
+use fairlead_engine::engine::{
+    EngineHandle, EngineOptions, Event, Failure, Load, Observer, StartError, StepReport, SubmitError, start,
+};
+use fairlead_engine::scheduler::Refusal;
+use fairlead_engine::sequence::{GenerationRequest, SamplingOptions};
+use fake::{FakeBackend, next_token};
+use tokio::sync::{mpsc::Receiver, watch};
+use tokio::time::timeout;
+
+const OPTIONS: EngineOptions =
+    EngineOptions { max_sequences: 4, max_batched_tokens: 16, max_model_len: 200, max_queued: 8 };
+
+fn request(prompt: Vec<u32>, max_new_tokens: u32) -> GenerationRequest {
+    GenerationRequest {
+        prompt,
+        max_new_tokens,
+        sampling: SamplingOptions { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 3, logprobs: None },
+        prompt_logprobs: false,
+        stop_tokens: vec![],
+        deadline: None,
+    }
+}
+
+fn expected(prompt: &[u32], count: u64) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for draw in 0..count {
+        tokens.push(next_token(&tokens, 3, draw));
+    }
+    tokens.split_off(prompt.len())
+}
+
+struct Watcher {
+    load: watch::Sender<Load>,
+    steps: Arc<Mutex<Vec<StepReport>>>,
+}
+
+impl Observer for Watcher {
+    fn load(&self, load: Load) {
+        self.load.send_replace(load);
+    }
+
+    fn step(&self, report: StepReport) {
+        self.steps.lock().unwrap().push(report);
+    }
+}
+
+async fn run(backend: FakeBackend, options: EngineOptions) -> (EngineHandle, watch::Receiver<Load>) {
+    let (load, watched) = watch::channel(Load::default());
+    let observer = Box::new(Watcher { load, steps: Arc::default() });
+    (start(observer, move || Ok::<_, String>((backend, options))).await.unwrap(), watched)
+}
+
+async fn read(mut events: Receiver<Event>) -> (Vec<u32>, Option<Failure>) {
+    let mut tokens = Vec::new();
+    let deadline = Duration::from_secs(20);
+    while let Some(event) = timeout(deadline, events.recv()).await.expect("no event in time") {
+        match event {
+            Event::Token { token, .. } => tokens.push(token),
+            Event::Failed(failure) => return (tokens, Some(failure)),
+            Event::Ended(_) | Event::PromptLogprobs(_) => {}
+        }
+    }
+    (tokens, None)
+}
+
+async fn until(watched: &mut watch::Receiver<Load>, what: impl Fn(&Load) -> bool) {
+    timeout(Duration::from_secs(20), watched.wait_for(what)).await.expect("not in time").unwrap();
+}
+
+#[tokio::test]
+async fn many_requests_at_once_get_their_own_answers_and_all_blocks_come_back() {
+    let (engine, mut watched) = run(FakeBackend::new(12, 4), OPTIONS).await;
+    let prompts: Vec<Vec<u32>> = (1..8).map(|n| vec![n; n as usize]).collect();
+    let receivers: Vec<_> = prompts.iter().map(|p| engine.submit(request(p.clone(), 20)).unwrap()).collect();
+    for (prompt, events) in prompts.iter().zip(receivers) {
+        assert_eq!(read(events).await, (expected(prompt, 20), None));
+    }
+    until(&mut watched, |load| load.running + load.waiting == 0 && load.used_blocks == 0).await;
+}
+
+#[tokio::test]
+async fn dropping_the_receiver_aborts() {
+    let mut backend = FakeBackend::new(100, 4);
+    let gate = Arc::new(Mutex::new(()));
+    let held = Arc::clone(&gate);
+    backend.failures = Box::new(move |_, _| {
+        drop(held.lock().unwrap());
+        None
+    });
+    let (engine, mut watched) = run(backend, OPTIONS).await;
+    let block = gate.lock().unwrap();
+    let events = engine.submit(request(vec![1], 150)).unwrap();
+    drop(events);
+    drop(block);
+    let other = engine.submit(request(vec![2], 3)).unwrap();
+    assert_eq!(read(other).await.0, expected(&[2], 3));
+    until(&mut watched, |load| load.running + load.waiting == 0 && load.used_blocks == 0).await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_its_places_come_back() {
+    let mut backend = FakeBackend::new(100, 4);
+    let gate = Arc::new(Mutex::new(()));
+    let held = Arc::clone(&gate);
+    backend.failures = Box::new(move |_, _| {
+        drop(held.lock().unwrap());
+        None
+    });
+    let (engine, mut watched) =
+        run(backend, EngineOptions { max_sequences: 1, max_queued: 2, ..OPTIONS }).await;
+    let block = gate.lock().unwrap();
+    let first = engine.submit(request(vec![1], 2)).unwrap();
+    // The first leaves the queue when it is admitted, and then waits at the gate.
+    until(&mut watched, |load| load.running == 1).await;
+    let more: Vec<_> = (0..2).map(|_| engine.submit(request(vec![1], 2)).unwrap()).collect();
+    assert!(matches!(engine.submit(request(vec![1], 2)), Err(SubmitError::Full { waiting: 2 })));
+    drop(block);
+    for events in std::iter::once(first).chain(more) {
+        assert_eq!(read(events).await.0.len(), 2);
+    }
+    assert!(engine.submit(request(vec![1], 2)).is_ok());
+}
+
+#[tokio::test]
+async fn what_cannot_run_is_told_so() {
+    let (engine, _) = run(FakeBackend::new(100, 4), OPTIONS).await;
+    let (_, failure) = read(engine.submit(request(vec![1; 199], 2)).unwrap()).await;
+    assert_eq!(failure, Some(Failure::Refused(Refusal::TooLong { prompt: 199, new: 2, most: 200 })));
+    let late = GenerationRequest { deadline: Some(std::time::Instant::now()), ..request(vec![1], 2) };
+    assert_eq!(read(engine.submit(late).unwrap()).await.1, Some(Failure::DeadlinePassed));
+}
+
+#[tokio::test]
+async fn a_fatal_error_fails_everyone_and_marks_the_engine_dead() {
+    let mut backend = FakeBackend::new(100, 4);
+    backend.failures =
+        Box::new(|step, _| (step == 5).then(|| BackendError::Fatal("the GPU fell off".into())));
+    let (engine, _) = run(backend, OPTIONS).await;
+    let receivers: Vec<_> = (0..3).map(|_| engine.submit(request(vec![1], 50)).unwrap()).collect();
+    for events in receivers {
+        assert_eq!(read(events).await.1, Some(Failure::Dead("the GPU fell off".into())));
+    }
+    assert_eq!(engine.dead(), Some("the GPU fell off"));
+    assert!(matches!(engine.submit(request(vec![1], 1)), Err(SubmitError::Dead(_))));
+}
+
+#[tokio::test]
+async fn a_panic_is_a_fatal_error() {
+    let mut backend = FakeBackend::new(100, 4);
+    backend.failures = Box::new(|_, _| panic!("index out of range"));
+    let (engine, _) = run(backend, OPTIONS).await;
+    let (_, failure) = read(engine.submit(request(vec![1], 5)).unwrap()).await;
+    assert_eq!(failure, Some(Failure::Dead("it panicked: index out of range".into())));
+}
+
+#[tokio::test]
+async fn non_finite_logits_fail_their_own_request_only() {
+    let mut backend = FakeBackend::new(100, 4);
+    backend.failures = Box::new(|_, batch| {
+        let broken =
+            batch.sequences.iter().filter(|step| step.tokens.contains(&40)).map(|step| step.sequence);
+        let broken: Vec<_> = broken.collect();
+        (!broken.is_empty()).then_some(BackendError::NonFinite(broken))
+    });
+    let (engine, _) = run(backend, OPTIONS).await;
+    let broken = engine.submit(request(vec![1, 40], 5)).unwrap();
+    let whole = engine.submit(request(vec![2], 1)).unwrap();
+    assert_eq!(read(broken).await.1, Some(Failure::NonFinite));
+    assert_eq!(read(whole).await, (expected(&[2], 1), None));
+}
+
+#[tokio::test]
+async fn memory_that_runs_out_shrinks_the_batch_and_changes_no_answer() {
+    let mut backend = FakeBackend::new(100, 4);
+    backend.failures = Box::new(|_, batch| {
+        let tokens: usize = batch.sequences.iter().map(|step| step.tokens.len()).sum();
+        (tokens > 3 || batch.sequences.len() > 2)
+            .then(|| BackendError::OutOfMemory("3 tokens at most".into()))
+    });
+    let (engine, _) = run(backend, OPTIONS).await;
+    let prompts: Vec<Vec<u32>> = (1..5).map(|n| vec![n; 9]).collect();
+    let receivers: Vec<_> = prompts.iter().map(|p| engine.submit(request(p.clone(), 6)).unwrap()).collect();
+    for (prompt, events) in prompts.iter().zip(receivers) {
+        assert_eq!(read(events).await, (expected(prompt, 6), None));
+    }
+    let mut backend = FakeBackend::new(100, 4);
+    backend.failures = Box::new(|_, _| Some(BackendError::OutOfMemory("nothing left".into())));
+    let (engine, _) = run(backend, OPTIONS).await;
+    assert_eq!(read(engine.submit(request(vec![1; 9], 6)).unwrap()).await.1, Some(Failure::OutOfMemory));
+    assert_eq!(engine.dead(), None);
+}
+
+#[tokio::test]
+async fn draining_finishes_what_there_is() {
+    let (engine, _) = run(FakeBackend::new(100, 4), OPTIONS).await;
+    let events = engine.submit(request(vec![1], 50)).unwrap();
+    engine.drain().await;
+    assert_eq!(read(events).await, (expected(&[1], 50), None));
+    assert_eq!(engine.dead(), None);
+}
+
+#[tokio::test]
+async fn a_backend_that_cannot_be_built_says_why() {
+    let (load, _) = watch::channel(Load::default());
+    let observer = Box::new(Watcher { load: load.clone(), steps: Arc::default() });
+    let error = start::<FakeBackend, _, _>(observer, || Err("no such file".to_owned())).await.err().unwrap();
+    assert!(matches!(error, StartError::Build(reason) if reason == "no such file"));
+    let observer = Box::new(Watcher { load, steps: Arc::default() });
+    let error = start::<FakeBackend, String, _>(observer, || panic!("boom")).await.err().unwrap();
+    assert!(matches!(error, StartError::Ended(reason) if reason.contains("boom")));
+}
