@@ -1,1 +1,33 @@
-//! Gateway.
+//! Fairlead's data plane: takes OpenAI requests and carries each to an inference pod that serves its model.
+//!
+//! The request path is `proxy` (read, validate, resolve) -> `select` (backend by weight, endpoint by load) ->
+//! `forward` (attempts, retries) -> `relay` (bytes as they come). What it routes by is an immutable
+//! [`snapshot::RoutingSnapshot`], rebuilt by one of the `sources`: the Kubernetes API or a folder of manifests.
+//! The crate never imports the engine, and keeps no state that outlives the process.
+
+pub mod admin;
+pub mod app;
+pub mod body;
+pub mod config;
+pub mod ejection;
+pub mod endpoint;
+pub mod exchange;
+pub mod forward;
+pub mod headers;
+pub mod metrics;
+pub mod policy;
+pub mod proxy;
+pub mod relay;
+pub mod request;
+pub mod retry;
+pub mod routing;
+pub mod select;
+pub mod server;
+pub mod slices;
+pub mod snapshot;
+pub mod sources;
+pub mod split;
+pub mod sse;
+pub mod stall;
+pub mod units;
+pub mod upstream;

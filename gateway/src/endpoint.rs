@@ -1,0 +1,154 @@
+//! One place that answers requests: its address, how many requests it has now, and whether it is being left alone.
+//!
+//! An endpoint outlives the snapshots it appears in: a rebuild hands the same `Arc` on, so counts and ejections carry over.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use http::Uri;
+use http::uri::{Authority, PathAndQuery, Scheme};
+
+use crate::ejection::{Ejection, EjectionRules, Failure};
+
+/// One place that answers requests.
+pub struct Endpoint {
+    authority: Authority,
+    prefix: String,
+    in_flight: AtomicUsize,
+    ejection: Mutex<Ejection>,
+}
+
+impl Endpoint {
+    /// An endpoint at a base URL, `http://host:port` with an optional path before `/v1`.
+    pub fn parse(base: &str) -> Result<Self, String> {
+        let remedy = |why: &str| format!("{base:?} {why}; write http://HOST:PORT");
+        let uri: Uri = base.parse().map_err(|_| remedy("is not a URL"))?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some(_) => {
+                return Err(remedy("is not plain http, the only scheme inference servers are reached by"));
+            }
+            None => return Err(remedy("has no scheme")),
+        }
+        let authority = uri.authority().cloned().ok_or_else(|| remedy("has no host"))?;
+        if authority.host().is_empty() || authority.as_str().contains('@') {
+            return Err(remedy("has no plain host"));
+        }
+        if uri.query().is_some() {
+            return Err(remedy("has a query"));
+        }
+        let prefix = uri.path().trim_end_matches('/');
+        // The OpenAI convention is a base URL that ends in /v1, and that is what people paste.
+        let prefix = prefix.strip_suffix("/v1").unwrap_or(prefix).to_owned();
+        Ok(Self { authority, prefix, in_flight: AtomicUsize::new(0), ejection: Mutex::default() })
+    }
+
+    /// What tells this endpoint from others: host, port and path.
+    pub fn address(&self) -> String {
+        format!("{}{}", self.authority, self.prefix)
+    }
+
+    /// The URL of an API path such as `/v1/chat/completions`.
+    pub fn uri(&self, path: &str) -> Result<Uri, http::Error> {
+        let path = PathAndQuery::try_from(format!("{}{path}", self.prefix))?;
+        Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(path).build()
+    }
+
+    /// Requests that it is answering now, as far as this gateway knows.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request until the guard is dropped.
+    pub fn begin(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(Arc::clone(self))
+    }
+
+    /// Whether it is being left alone after failures.
+    pub fn is_ejected(&self, now: Instant) -> bool {
+        self.ejection().is_ejected(now)
+    }
+
+    /// Notes that it answered.
+    pub fn record_success(&self) {
+        self.ejection().record_success();
+    }
+
+    /// Notes that it failed; true when that ejected it just now.
+    pub fn record_failure(&self, failure: Failure, now: Instant) -> bool {
+        self.ejection().record_failure(failure, now, &EjectionRules::default())
+    }
+
+    fn ejection(&self) -> MutexGuard<'_, Ejection> {
+        // Nothing panics while it holds the lock, and a half-written record would only mean a wrong back-off.
+        self.ejection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("address", &self.address())
+            .field("in_flight", &self.in_flight())
+            .finish()
+    }
+}
+
+/// Counts one request at an endpoint for as long as it lives.
+#[derive(Debug)]
+pub struct InFlight(Arc<Endpoint>);
+
+impl InFlight {
+    /// The endpoint whose request this is.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_urls() {
+        let uri = |base: &str| Endpoint::parse(base).expect(base).uri("/v1/models").expect("uri").to_string();
+        assert_eq!(uri("http://127.0.0.1:8001"), "http://127.0.0.1:8001/v1/models");
+        assert_eq!(uri("http://127.0.0.1:8001/"), "http://127.0.0.1:8001/v1/models");
+        assert_eq!(uri("http://127.0.0.1:8001/v1"), "http://127.0.0.1:8001/v1/models");
+        assert_eq!(uri("http://[fd00::1]:8001/llm/v1/"), "http://[fd00::1]:8001/llm/v1/models");
+        for bad in [
+            "",
+            "127.0.0.1:8001",
+            "https://h:1",
+            "ftp://h",
+            "http://",
+            "http://u:p@h:1",
+            "http://h:1/?q=1",
+            "/x",
+        ] {
+            let error = Endpoint::parse(bad).expect_err(bad);
+            assert!(error.contains("http://HOST:PORT"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_request_counts_until_its_guard_is_dropped() {
+        let endpoint = Arc::new(Endpoint::parse("http://a:1").expect("parses"));
+        let first = endpoint.begin();
+        let second = endpoint.begin();
+        assert_eq!(endpoint.in_flight(), 2);
+        drop(first);
+        assert_eq!(endpoint.in_flight(), 1);
+        drop(second);
+        assert_eq!(endpoint.in_flight(), 0);
+    }
+}

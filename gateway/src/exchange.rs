@@ -1,0 +1,124 @@
+//! One request's record, from arrival to the last byte: what metrics count and what the log says of it.
+//!
+//! It travels with the answer's body, so that a stream is accounted for when it ends and not when it begins. Dropped
+//! without an outcome, it says that the client went away. Never holds anything of a prompt or an answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::metrics::{Api, Metrics, Outcome};
+
+/// What access logs conventionally write when the client closed the connection before an answer.
+const CLIENT_CLOSED: u16 = 499;
+
+/// One request's record.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The request's id.
+    pub id: String,
+    /// `namespace/name` of the route that was found.
+    pub route: Option<String>,
+    /// The backend of the newest attempt.
+    pub backend: Option<String>,
+    /// The backend that the weights chose, when it is another one.
+    pub diverted_from: Option<String>,
+    /// The endpoint of the newest attempt.
+    pub endpoint: Option<String>,
+    /// Revision of the backend, where known.
+    pub revision: Option<String>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// A place among the requests in flight, held to the end.
+    pub slot: Option<OwnedSemaphorePermit>,
+    api: Api,
+    status: u16,
+    started: Instant,
+    first_byte: Option<Duration>,
+    outcome: Option<Outcome>,
+    detail: Option<String>,
+    metrics: Arc<Metrics>,
+}
+
+impl Exchange {
+    /// A request that has just arrived.
+    pub fn begin(id: String, api: Api, metrics: Arc<Metrics>) -> Self {
+        metrics.request_started();
+        Self {
+            id,
+            route: None,
+            backend: None,
+            diverted_from: None,
+            endpoint: None,
+            revision: None,
+            attempts: 0,
+            slot: None,
+            api,
+            status: CLIENT_CLOSED,
+            started: Instant::now(),
+            first_byte: None,
+            outcome: None,
+            detail: None,
+            metrics,
+        }
+    }
+
+    /// The metrics that this record goes to.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The first byte of the answer is here.
+    pub fn first_byte(&mut self) {
+        self.first_byte.get_or_insert_with(|| self.started.elapsed());
+    }
+
+    /// The status that the client gets.
+    pub fn answered(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    /// How it ended. The first word counts.
+    pub fn ended(&mut self, outcome: Outcome, detail: Option<String>) {
+        if self.outcome.is_none() {
+            self.outcome = Some(outcome);
+            self.detail = detail;
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let outcome = self.outcome.unwrap_or(Outcome::ClientGone);
+        let duration = self.started.elapsed();
+        self.metrics.request_finished(self.api, self.status, outcome, duration, self.first_byte);
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    request_id = self.id,
+                    api = ?self.api,
+                    status = self.status,
+                    outcome = ?outcome,
+                    route = self.route,
+                    backend = self.backend,
+                    endpoint = self.endpoint,
+                    attempts = self.attempts,
+                    duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+                    first_byte_ms = self.first_byte.and_then(|time| u64::try_from(time.as_millis()).ok()),
+                    detail = self.detail,
+                    "request"
+                )
+            };
+        }
+        match outcome {
+            Outcome::Ok | Outcome::Refused | Outcome::UnknownModel if self.attempts <= 1 => log!(debug),
+            Outcome::Ok | Outcome::Refused | Outcome::UnknownModel | Outcome::ClientGone => log!(info),
+            Outcome::NoEndpoint
+            | Outcome::Overloaded
+            | Outcome::UpstreamError
+            | Outcome::UpstreamTimeout
+            | Outcome::Broken => log!(warn),
+        }
+    }
+}

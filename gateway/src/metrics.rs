@@ -1,0 +1,299 @@
+//! The gateway's metrics: their names, labels and buckets in one place. Labels are closed enums.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Which API a request came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Api {
+    /// `/v1/chat/completions`.
+    ChatCompletions,
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/models` and below.
+    Models,
+    /// Any other path.
+    Other,
+}
+
+impl Api {
+    /// The path that requests of this API are sent to.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Completions => "/v1/completions",
+            Self::Models => "/v1/models",
+            Self::ChatCompletions | Self::Other => "/v1/chat/completions",
+        }
+    }
+}
+
+/// Class of the status that the client got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum CodeClass {
+    /// 1xx to 3xx.
+    Success,
+    /// 4xx.
+    ClientError,
+    /// 5xx.
+    ServerError,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Outcome {
+    /// Answered, whole.
+    Ok,
+    /// The request was wrong; a pod or the gateway said so.
+    Refused,
+    /// No route answers to the model name.
+    UnknownModel,
+    /// The route has no endpoint that can take requests.
+    NoEndpoint,
+    /// The gateway has too many requests already.
+    Overloaded,
+    /// Every attempt failed, or the pod answered with a server error.
+    UpstreamError,
+    /// No pod answered in time.
+    UpstreamTimeout,
+    /// The answer broke off after it had begun to reach the client.
+    Broken,
+    /// The client went away first.
+    ClientGone,
+}
+
+/// Why an attempt was repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum RetryReason {
+    /// No connection.
+    Connect,
+    /// The connection broke before the client had seen anything of the answer.
+    Reset,
+    /// The pod is starting, draining or full.
+    Busy,
+}
+
+/// Labels of a finished request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    api: Api,
+    code: CodeClass,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ApiLabels {
+    api: Api,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    reason: RetryReason,
+}
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    duration: Family<ApiLabels, Histogram>,
+    first_byte: Family<ApiLabels, Histogram>,
+    in_flight: Gauge,
+    connections: Gauge,
+    retries: Family<RetryLabels, Counter>,
+    retries_denied: Counter,
+    ejections: Counter,
+    diverted: Counter,
+    snapshot_age: Gauge<f64, std::sync::atomic::AtomicU64>,
+    snapshot_builds: Counter,
+    snapshot_problems: Gauge,
+    source_errors: Counter,
+    source_failing: Gauge,
+    routes: Gauge,
+    endpoints: Gauge,
+}
+
+const DURATION_BUCKETS: [f64; 17] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+fn histogram() -> Histogram {
+    Histogram::new(DURATION_BUCKETS)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("fairlead_gateway"),
+            requests: Family::default(),
+            duration: Family::new_with_constructor(histogram),
+            first_byte: Family::new_with_constructor(histogram),
+            in_flight: Gauge::default(),
+            connections: Gauge::default(),
+            retries: Family::default(),
+            retries_denied: Counter::default(),
+            ejections: Counter::default(),
+            diverted: Counter::default(),
+            snapshot_age: Gauge::default(),
+            snapshot_builds: Counter::default(),
+            snapshot_problems: Gauge::default(),
+            source_errors: Counter::default(),
+            source_failing: Gauge::default(),
+            routes: Gauge::default(),
+            endpoints: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("requests", "Finished requests", self.requests.clone());
+        let help = "From the arrival of a request's head to the end of its answer";
+        r.register_with_unit("request_duration", help, Unit::Seconds, self.duration.clone());
+        let help = "From the arrival of a request's head to the first byte of its answer from a pod";
+        r.register_with_unit("time_to_first_byte", help, Unit::Seconds, self.first_byte.clone());
+        r.register("requests_in_flight", "Requests being answered", self.in_flight.clone());
+        r.register("connections", "Open client connections", self.connections.clone());
+        r.register("retries", "Attempts that were repeated", self.retries.clone());
+        r.register(
+            "retries_denied",
+            "Attempts not repeated because the budget was spent",
+            self.retries_denied.clone(),
+        );
+        r.register("ejections", "Endpoints left alone for a while after failures", self.ejections.clone());
+        let help = "Requests answered by another backend than the weights had chosen, because that one had no endpoint";
+        r.register("diverted", help, self.diverted.clone());
+        let help = "Age of the routing snapshot in force";
+        r.register_with_unit("snapshot_age", help, Unit::Seconds, self.snapshot_age.clone());
+        r.register("snapshot_builds", "Routing snapshots built", self.snapshot_builds.clone());
+        r.register(
+            "snapshot_problems",
+            "What in the routing objects cannot be used",
+            self.snapshot_problems.clone(),
+        );
+        r.register("source_errors", "Failures to read routing objects", self.source_errors.clone());
+        let help = "1 while the newest routing objects cannot be read and older ones are in force";
+        r.register("source_failing", help, self.source_failing.clone());
+        r.register("routes", "Model names that are routed", self.routes.clone());
+        r.register("endpoints", "Ready endpoints that the routes reach", self.endpoints.clone());
+    }
+
+    /// A request has arrived.
+    pub fn request_started(&self) {
+        self.in_flight.inc();
+    }
+
+    /// A request has ended.
+    pub fn request_finished(
+        &self,
+        api: Api,
+        status: u16,
+        outcome: Outcome,
+        duration: Duration,
+        first_byte: Option<Duration>,
+    ) {
+        self.in_flight.dec();
+        let code = match status {
+            0..400 => CodeClass::Success,
+            400..500 => CodeClass::ClientError,
+            _ => CodeClass::ServerError,
+        };
+        self.requests.get_or_create(&RequestLabels { api, code, outcome }).inc();
+        self.duration.get_or_create(&ApiLabels { api }).observe(duration.as_secs_f64());
+        if let Some(first_byte) = first_byte {
+            self.first_byte.get_or_create(&ApiLabels { api }).observe(first_byte.as_secs_f64());
+        }
+    }
+
+    /// A connection was opened (`true`) or closed.
+    pub fn connection(&self, opened: bool) {
+        if opened {
+            self.connections.inc();
+        } else {
+            self.connections.dec();
+        }
+    }
+
+    /// An attempt is repeated.
+    pub fn retried(&self, reason: RetryReason) {
+        self.retries.get_or_create(&RetryLabels { reason }).inc();
+    }
+
+    /// An attempt would have been repeated, had the budget not been spent.
+    pub fn retry_denied(&self) {
+        self.retries_denied.inc();
+    }
+
+    /// An endpoint was ejected.
+    pub fn ejected(&self) {
+        self.ejections.inc();
+    }
+
+    /// A request went to another backend than the weights had chosen.
+    pub fn diverted(&self) {
+        self.diverted.inc();
+    }
+
+    /// A snapshot came into force.
+    pub fn snapshot_built(&self, routes: usize, endpoints: usize, problems: usize) {
+        let gauge = |gauge: &Gauge, value: usize| {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        self.snapshot_builds.inc();
+        gauge(&self.routes, routes);
+        gauge(&self.endpoints, endpoints);
+        gauge(&self.snapshot_problems, problems);
+    }
+
+    /// Routing objects could not be read.
+    pub fn source_error(&self) {
+        self.source_errors.inc();
+    }
+
+    /// Whether what is in force is older than what the source has.
+    pub fn source_failing(&self, failing: bool) {
+        self.source_failing.set(i64::from(failing));
+    }
+
+    /// Everything in OpenMetrics text; the snapshot's age is as of now.
+    pub fn render(&self, snapshot_age: Duration) -> Result<String, std::fmt::Error> {
+        self.snapshot_age.set(snapshot_age.as_secs_f64());
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_is_told() {
+        let metrics = Metrics::default();
+        metrics.request_started();
+        metrics.request_started();
+        let (took, first) = (Duration::from_millis(30), Some(Duration::from_millis(2)));
+        metrics.request_finished(Api::ChatCompletions, 200, Outcome::Ok, took, first);
+        metrics.retried(RetryReason::Connect);
+        let text = metrics.render(Duration::from_secs(3)).expect("text");
+        for line in [
+            "fairlead_gateway_requests_total{api=\"ChatCompletions\",code=\"Success\",outcome=\"Ok\"} 1",
+            "fairlead_gateway_requests_in_flight 1",
+            "fairlead_gateway_time_to_first_byte_seconds_bucket{le=\"0.0025\",api=\"ChatCompletions\"} 1",
+            "fairlead_gateway_request_duration_seconds_count{api=\"ChatCompletions\"} 1",
+            "fairlead_gateway_retries_total{reason=\"Connect\"} 1",
+            "fairlead_gateway_snapshot_age_seconds 3.0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        }
+    }
+}

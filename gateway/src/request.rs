@@ -1,0 +1,221 @@
+//! A client's inference request: read and checked once, then sent on byte for byte but for the model's name.
+//!
+//! Pure. Only the span of the `model` value is replaced, so fields this gateway has never heard of, numbers of any
+//! precision and the order of keys reach the pod as the client wrote them.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use fairlead_openai::{ApiError, ChatCompletionRequest, CompletionRequest};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::metrics::Api;
+
+/// An inference request whose fields are valid.
+#[derive(Debug)]
+pub struct InferenceRequest {
+    /// The API it came by.
+    pub api: Api,
+    /// The model it names.
+    pub model: String,
+    /// Whether it asks for server-sent events.
+    pub stream: bool,
+    body: Bytes,
+    model_span: Range<usize>,
+}
+
+impl InferenceRequest {
+    /// Reads a request body.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn parse(api: Api, body: Bytes) -> Result<Self, ApiError> {
+        let (model, stream) = match api {
+            Api::Completions => {
+                let request = CompletionRequest::from_slice(&body)?;
+                (request.model, request.options.stream)
+            }
+            _ => {
+                let request = ChatCompletionRequest::from_slice(&body)?;
+                (request.model, request.options.stream)
+            }
+        };
+        let model_span = model_span(&body)?;
+        Ok(Self { api, model, stream, body, model_span })
+    }
+
+    /// The body with another model name, or as it is.
+    pub fn body_for(&self, served_model: Option<&str>) -> Bytes {
+        match served_model {
+            Some(name) if name != self.model => {
+                // A JSON string of our own making: names of Kubernetes objects hold nothing that needs escaping, and
+                // Value's Display escapes whatever does.
+                let name = serde_json::Value::from(name).to_string();
+                let Range { start, end } = self.model_span;
+                let mut body = BytesMut::with_capacity(self.body.len() + name.len());
+                body.put_slice(&self.body[..start]);
+                body.put_slice(name.as_bytes());
+                body.put_slice(&self.body[end..]);
+                body.freeze()
+            }
+            _ => self.body.clone(),
+        }
+    }
+}
+
+/// Where the value of the top-level key `model` stands in the body.
+fn model_span(body: &[u8]) -> Result<Range<usize>, ApiError> {
+    let invalid = |error| {
+        ApiError::bad_request(format!("the request body is not valid JSON: {error}; correct it there"))
+    };
+    let ModelValue(values) = serde_json::from_slice(body).map_err(invalid)?;
+    match values.as_slice() {
+        [value] => {
+            let start = value.as_ptr() as usize - body.as_ptr() as usize;
+            Ok(start..start + value.len())
+        }
+        [] => Err(ApiError::invalid("model", "model is missing; name one of GET /v1/models")),
+        // Readers disagree on which of the two counts, so what is checked here might not be what is served there.
+        _ => Err(ApiError::invalid("model", "model appears more than once; send it once")),
+    }
+}
+
+/// The raw text of every top-level value whose key is `model`.
+struct ModelValue<'a>(Vec<&'a str>);
+
+impl<'de> Deserialize<'de> for ModelValue<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = ModelValue<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut values = Vec::with_capacity(1);
+                while let Some(key) = map.next_key::<Key<'de>>()? {
+                    if key.0 == "model" {
+                        values.push(map.next_value::<&'de RawValue>()?.get());
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(ModelValue(values))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// An object key, borrowed unless it holds escapes.
+#[derive(serde::Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn chat(body: &str) -> Result<InferenceRequest, ApiError> {
+        InferenceRequest::parse(Api::ChatCompletions, Bytes::copy_from_slice(body.as_bytes()))
+    }
+
+    fn rewritten(body: &str, name: &str) -> String {
+        let body = chat(body).expect("a request").body_for(Some(name));
+        String::from_utf8(body.to_vec()).expect("UTF-8")
+    }
+
+    #[test]
+    fn only_the_model_changes() {
+        let body = r#"{ "messages":[{"role":"user","content":"model"}], "x":1e400, "mod\u0065l" : "chat" ,"big":123456789012345678901234567890,"nested":{"model":"chat"}}"#;
+        let expected = body.replace(r#": "chat" ,"#, r#": "llama-v1" ,"#);
+        // 1e400 does not fit a double; the typed check may refuse it, the splice must not touch it.
+        let span = model_span(body.as_bytes()).expect("a span");
+        assert_eq!(&body[span], r#""chat""#);
+        let body = body.replace("1e400", "1e3");
+        assert_eq!(rewritten(&body, "llama-v1"), expected.replace("1e400", "1e3"));
+    }
+
+    #[test]
+    fn without_another_name_the_body_is_the_very_same() {
+        let body = Bytes::from_static(br#"{"model":"chat","messages":[{"role":"user","content":"hi"}]}"#);
+        let request = InferenceRequest::parse(Api::ChatCompletions, body.clone()).expect("a request");
+        assert_eq!(request.body_for(None).as_ptr(), body.as_ptr());
+        assert_eq!(request.body_for(Some("chat")).as_ptr(), body.as_ptr());
+    }
+
+    #[test]
+    fn bad_requests_name_the_field() {
+        let cases = [
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":-1}"#,
+                Some("max_tokens"),
+            ),
+            (r#"{"messages":[{"role":"user","content":"x"}]}"#, Some("model")),
+            (r#"{"model":7,"messages":[{"role":"user","content":"x"}]}"#, Some("model")),
+            (r#"{"model":"m","model":"n","messages":[{"role":"user","content":"x"}]}"#, Some("model")),
+            (r#"{"model":"m","messages":[]}"#, Some("messages")),
+            (r#"{"model":"m","messages":"#, None),
+            ("[]", None),
+            ("", None),
+        ];
+        for (body, param) in cases {
+            let error = chat(body).expect_err(body);
+            assert_eq!((error.status, error.param.as_deref()), (400, param), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn streaming_is_recognized() {
+        let body =
+            |stream: &str| format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}]{stream}}}"#);
+        assert!(chat(&body(r#","stream":true"#)).expect("a request").stream);
+        assert!(!chat(&body("")).expect("a request").stream);
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_filter("JSON has no NaN", |x| x.is_finite()).prop_map(Value::from),
+            ".*".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(".{0,8}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn unknown_fields_survive(
+            fields in prop::collection::hash_map("x_[a-z\"\\\\é]{0,6}", any_json(), 0..6),
+            first in any::<bool>(),
+            served in "[a-z0-9-]{1,20}",
+            public in "\\PC{1,20}",
+        ) {
+            let mut object = serde_json::Map::new();
+            if first {
+                object.insert("model".into(), json!(public));
+            }
+            object.insert("messages".into(), json!([{"role": "user", "content": "hi"}]));
+            object.extend(fields);
+            object.insert("model".into(), json!(public));
+            let body = Bytes::from(Value::Object(object.clone()).to_string());
+            let request = InferenceRequest { api: Api::ChatCompletions, model: public, stream: false,
+                model_span: model_span(&body).expect("a span"), body };
+            object.insert("model".into(), json!(served));
+            // Compared as text: byte for byte, not merely equal in value.
+            let sent = request.body_for(Some(&served));
+            prop_assert_eq!(std::str::from_utf8(&sent).expect("UTF-8"), Value::Object(object).to_string());
+        }
+    }
+}

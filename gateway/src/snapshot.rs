@@ -1,0 +1,240 @@
+//! The routing snapshot: what the request path knows about routes, backends and endpoints, immutable once built.
+//!
+//! [`RoutingSnapshot::build`] is pure: objects and the previous snapshot in, the next one out. The `sources` call it and
+//! publish the result through [`crate::routing::Routing`]; the request path only reads.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use fairlead_crds::condition;
+use fairlead_crds::model_deployment::ModelDeployment;
+use fairlead_crds::model_route::{Backend, ModelRoute};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+
+use crate::endpoint::Endpoint;
+use crate::slices::{self, ReadyAddresses};
+
+/// Where routing objects come from decides what a backend may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The Kubernetes API: backends name ModelDeployments; literal addresses are refused.
+    Cluster,
+    /// Files of whoever runs the gateway: backends name addresses.
+    Manifests,
+}
+
+/// Everything that a snapshot is built from.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    /// Where they come from.
+    pub origin: Origin,
+    /// All routes.
+    pub routes: Vec<Arc<ModelRoute>>,
+    /// All model deployments.
+    pub deployments: Vec<Arc<ModelDeployment>>,
+    /// The endpoint slices of model deployments' Services.
+    pub slices: Vec<Arc<EndpointSlice>>,
+}
+
+/// Routes by model name.
+#[derive(Debug, Default)]
+pub struct RoutingSnapshot {
+    routes: HashMap<String, Arc<Route>>,
+    endpoints: HashMap<String, Arc<Endpoint>>,
+    problems: Vec<String>,
+}
+
+/// A model name and where its requests go.
+#[derive(Debug)]
+pub struct Route {
+    /// `namespace/name` of the ModelRoute.
+    pub id: String,
+    /// What clients send as `model`.
+    pub model: String,
+    /// When the ModelRoute was created, in Unix seconds; 0 where it does not say.
+    pub created: u64,
+    /// Its backends, in the route's order.
+    pub backends: Vec<RouteBackend>,
+}
+
+/// One backend of a route.
+#[derive(Debug)]
+pub struct RouteBackend {
+    /// Its name within the route.
+    pub name: String,
+    /// Its share relative to the others'.
+    pub weight: u32,
+    /// What its pods call the model; `None` where they use the name that clients send.
+    pub served_model: Option<String>,
+    /// The revision that all of its pods serve, when that is certain.
+    pub revision: Option<String>,
+    /// Its endpoints that can take requests.
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+impl RoutingSnapshot {
+    /// Builds the next snapshot. Endpoints that `previous` had too keep their counts and ejections.
+    pub fn build(objects: &Objects, previous: &Self) -> Self {
+        let mut builder = Builder {
+            objects,
+            previous,
+            deployments: objects
+                .deployments
+                .iter()
+                .map(|deployment| {
+                    ((deployment.namespace().unwrap_or_default(), deployment.name_any()), deployment)
+                })
+                .collect(),
+            addresses: slices::ready_addresses(&objects.slices),
+            next: Self::default(),
+        };
+        let mut routes: Vec<_> = objects.routes.iter().collect();
+        routes.sort_by_cached_key(|route| precedence(route));
+        for route in routes {
+            builder.add(route);
+        }
+        builder.next.problems.sort();
+        builder.next
+    }
+
+    /// The route that answers to a model name.
+    pub fn route(&self, model: &str) -> Option<&Arc<Route>> {
+        self.routes.get(model)
+    }
+
+    /// All routes, by model name.
+    pub fn routes(&self) -> Vec<&Arc<Route>> {
+        let mut routes: Vec<_> = self.routes.values().collect();
+        routes.sort_by(|a, b| a.model.cmp(&b.model));
+        routes
+    }
+
+    /// How many endpoints the routes reach together.
+    pub fn endpoint_count(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// What in the objects cannot be used, in a person's words, sorted.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+/// Order in which routes may claim a model name: the older first, then by namespace and name. A route that does not know
+/// its age, as in a file, comes after those that do.
+fn precedence(route: &ModelRoute) -> (i128, String, String) {
+    let created = route.metadata.creation_timestamp.as_ref().map_or(i128::MAX, |time| time.0.as_nanosecond());
+    (created, route.namespace().unwrap_or_default(), route.name_any())
+}
+
+struct Builder<'a> {
+    objects: &'a Objects,
+    previous: &'a RoutingSnapshot,
+    deployments: HashMap<(String, String), &'a Arc<ModelDeployment>>,
+    addresses: ReadyAddresses,
+    next: RoutingSnapshot,
+}
+
+impl Builder<'_> {
+    fn add(&mut self, route: &ModelRoute) {
+        let namespace = route.namespace().unwrap_or_else(|| "default".to_owned());
+        let id = format!("{namespace}/{}", route.name_any());
+        let model = route.model_name();
+        if let Some(older) = self.next.routes.get(&model) {
+            let problem =
+                format!("ModelRoute {id}: spec.model {model:?} belongs to the older ModelRoute {}", older.id);
+            self.next.problems.push(problem);
+            return;
+        }
+        let mut backends = Vec::with_capacity(route.spec.backends.len());
+        for (index, (backend, weight)) in route.weights().enumerate() {
+            match self.backend(&namespace, backend, weight) {
+                Ok(backend) => backends.push(backend),
+                // The backend stays, without endpoints: its weight still says what the route's author wanted.
+                Err(problem) => {
+                    let name = backend.name.clone();
+                    self.next.problems.push(format!("ModelRoute {id}: spec.backends[{index}].{problem}"));
+                    backends.push(RouteBackend {
+                        name,
+                        weight,
+                        served_model: None,
+                        revision: None,
+                        endpoints: vec![],
+                    });
+                }
+            }
+        }
+        if backends.iter().all(|backend| backend.weight == 0) {
+            let problem =
+                "spec.backends: the weights sum to zero; give at least one backend a weight above 0";
+            self.next.problems.push(format!("ModelRoute {id}: {problem}"));
+        }
+        let created = route.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+        let created = u64::try_from(created).unwrap_or(0);
+        self.next.routes.insert(model.clone(), Arc::new(Route { id, model, created, backends }));
+    }
+
+    fn backend(&mut self, namespace: &str, backend: &Backend, weight: u32) -> Result<RouteBackend, String> {
+        let name = backend.name.clone();
+        match (self.objects.origin, &backend.model_deployment, backend.endpoints.as_slice()) {
+            (Origin::Cluster, _, [_, ..]) => {
+                Err("endpoints: addresses are refused in a cluster; name a modelDeployment instead".to_owned())
+            }
+            (Origin::Cluster, None, []) => Err("modelDeployment: missing; name a ModelDeployment".to_owned()),
+            (Origin::Cluster, Some(deployment), []) => {
+                let key = (namespace.to_owned(), deployment.clone());
+                let Some(object) = self.deployments.get(&key).copied() else {
+                    return Err(format!(
+                        "modelDeployment: there is no ModelDeployment {namespace}/{deployment}; create it or correct the name"
+                    ));
+                };
+                let bases: Vec<String> = self
+                    .addresses
+                    .get(&key)
+                    .map(|addresses| addresses.iter().map(|address| format!("http://{address}")).collect())
+                    .unwrap_or_default();
+                let endpoints = self.endpoints(&bases)?;
+                let revision = settled_revision(object);
+                Ok(RouteBackend { name, weight, served_model: Some(deployment.clone()), revision, endpoints })
+            }
+            (Origin::Manifests, _, []) => {
+                Err("endpoints: missing; without Kubernetes a backend lists addresses, such as [\"http://127.0.0.1:8001\"]"
+                    .to_owned())
+            }
+            (Origin::Manifests, served, bases) => {
+                let endpoints = self.endpoints(bases)?;
+                Ok(RouteBackend { name, weight, served_model: served.clone(), revision: None, endpoints })
+            }
+        }
+    }
+
+    fn endpoints(&mut self, bases: &[String]) -> Result<Vec<Arc<Endpoint>>, String> {
+        let mut seen = HashSet::new();
+        let mut endpoints = Vec::with_capacity(bases.len());
+        for (index, base) in bases.iter().enumerate() {
+            let parsed = Endpoint::parse(base).map_err(|problem| format!("endpoints[{index}]: {problem}"))?;
+            let address = parsed.address();
+            if !seen.insert(address.clone()) {
+                continue;
+            }
+            let known = self.next.endpoints.get(&address).or_else(|| self.previous.endpoints.get(&address));
+            let endpoint = known.cloned().unwrap_or_else(|| Arc::new(parsed));
+            self.next.endpoints.insert(address, Arc::clone(&endpoint));
+            endpoints.push(endpoint);
+        }
+        Ok(endpoints)
+    }
+}
+
+/// The revision that every pod of a deployment serves. During a roll-out pods of two revisions answer side by side and an
+/// EndpointSlice does not say which is which, so then it is not known.
+fn settled_revision(deployment: &ModelDeployment) -> Option<String> {
+    let status = deployment.status.as_ref()?;
+    let current = status.observed_generation == deployment.metadata.generation;
+    let ready = status.conditions.iter().any(|c| c.type_ == condition::READY && c.status == "True");
+    status.revision.clone().filter(|_| current && ready)
+}
+
+#[cfg(test)]
+mod tests;

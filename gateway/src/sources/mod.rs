@@ -1,0 +1,5 @@
+//! Where routes come from: the Kubernetes API, or a folder of manifests. Each publishes to [`crate::routing::Routing`].
+
+pub mod cache;
+pub mod kubernetes;
+pub mod manifests;
