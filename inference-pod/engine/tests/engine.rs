@@ -73,6 +73,16 @@ async fn read(mut events: Receiver<Event>) -> (Vec<u32>, Option<Failure>) {
     (tokens, None)
 }
 
+/// Holds every step back until the returned gate is dropped.
+fn close_gate(backend: &mut FakeBackend) -> std::sync::mpsc::Sender<()> {
+    let (gate, closed) = std::sync::mpsc::channel();
+    backend.failures = Box::new(move |_, _| {
+        let _ = closed.recv();
+        None
+    });
+    gate
+}
+
 async fn until(watched: &mut watch::Receiver<Load>, what: impl Fn(&Load) -> bool) {
     timeout(Duration::from_secs(20), watched.wait_for(what)).await.expect("not in time").unwrap();
 }
@@ -91,17 +101,11 @@ async fn many_requests_at_once_get_their_own_answers_and_all_blocks_come_back() 
 #[tokio::test]
 async fn dropping_the_receiver_aborts() {
     let mut backend = FakeBackend::new(100, 4);
-    let gate = Arc::new(Mutex::new(()));
-    let held = Arc::clone(&gate);
-    backend.failures = Box::new(move |_, _| {
-        drop(held.lock().unwrap());
-        None
-    });
+    let gate = close_gate(&mut backend);
     let (engine, mut watched) = run(backend, OPTIONS).await;
-    let block = gate.lock().unwrap();
     let events = engine.submit(request(vec![1], 150)).unwrap();
     drop(events);
-    drop(block);
+    drop(gate);
     let other = engine.submit(request(vec![2], 3)).unwrap();
     assert_eq!(read(other).await.0, expected(&[2], 3));
     until(&mut watched, |load| load.running + load.waiting == 0 && load.used_blocks == 0).await;
@@ -110,21 +114,15 @@ async fn dropping_the_receiver_aborts() {
 #[tokio::test]
 async fn a_full_queue_refuses_and_its_places_come_back() {
     let mut backend = FakeBackend::new(100, 4);
-    let gate = Arc::new(Mutex::new(()));
-    let held = Arc::clone(&gate);
-    backend.failures = Box::new(move |_, _| {
-        drop(held.lock().unwrap());
-        None
-    });
+    let gate = close_gate(&mut backend);
     let (engine, mut watched) =
         run(backend, EngineOptions { max_sequences: 1, max_queued: 2, ..OPTIONS }).await;
-    let block = gate.lock().unwrap();
     let first = engine.submit(request(vec![1], 2)).unwrap();
     // The first leaves the queue when it is admitted, and then waits at the gate.
     until(&mut watched, |load| load.running == 1).await;
     let more: Vec<_> = (0..2).map(|_| engine.submit(request(vec![1], 2)).unwrap()).collect();
     assert!(matches!(engine.submit(request(vec![1], 2)), Err(SubmitError::Full { waiting: 2 })));
-    drop(block);
+    drop(gate);
     for events in std::iter::once(first).chain(more) {
         assert_eq!(read(events).await.0.len(), 2);
     }

@@ -6,12 +6,14 @@ use fairlead_engine::backend::{Backend, BackendError, KvCapacity, SampledToken, 
 /// Tokens of the fake vocabulary.
 pub const VOCABULARY: u32 = 50;
 
+/// What to answer instead of tokens, by step and batch.
+pub type Failures = Box<dyn FnMut(u64, &StepBatch) -> Option<BackendError> + Send>;
+
 pub struct FakeBackend {
     pub capacity: KvCapacity,
     pub cache: Vec<Option<u32>>,
     pub steps: u64,
-    /// What to answer instead, by step.
-    pub failures: Box<dyn FnMut(u64, &StepBatch) -> Option<BackendError> + Send>,
+    pub failures: Failures,
 }
 
 impl FakeBackend {
