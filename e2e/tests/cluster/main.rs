@@ -1,0 +1,14 @@
+//! End-to-end tests on a real cluster with Fairlead installed: `make test-e2e` prepares it and runs them.
+//!
+//! Nothing is mocked between kubectl and the container. Each test works in a namespace of its own, awaits conditions
+//! with a deadline, and on failure prints what the namespace held. They use kubectl, as a person would.
+
+mod bad_models;
+mod first_light;
+mod gateway_errors;
+mod model_sources;
+mod pod_loss;
+mod routes;
+mod sdk;
+mod settled;
+mod support;

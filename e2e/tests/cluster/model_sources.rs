@@ -1,0 +1,111 @@
+//! Every place a model can come from, served for real: a hub, a claim, an image.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::support::{
+    MODEL_IMAGE, SERVED, apply, await_ready, eventually, get, in_namespace, model_deployment,
+};
+
+#[tokio::test]
+async fn a_model_from_a_hub_is_pinned_to_a_commit_and_served() -> Result<()> {
+    in_namespace(async |namespace| {
+        apply(&namespace, &model_deployment("from-hub", "hf://fairlead/tiny@main")).await?;
+        let object = await_ready(&namespace, "modeldeployment", "from-hub", SERVED).await?;
+        let commit = object["status"]["plan"]["resolvedRevision"].as_str().unwrap_or_default().to_owned();
+        ensure!(commit.len() == 40, "the branch was not resolved to a commit: {}", object["status"]["plan"]);
+        let config = get(&namespace, "configmap", "from-hub-config").await?;
+        let text = config["data"]["config.json"].as_str().unwrap_or_default();
+        ensure!(text.contains(&commit), "pods do not get the commit: {text}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_model_from_a_claim_is_inspected_by_a_job_and_served() -> Result<()> {
+    in_namespace(async |namespace| {
+        let volume = format!("models-{namespace}");
+        apply(&namespace, &json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
+            "spec": {
+                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "",
+                "persistentVolumeReclaimPolicy": "Delete",
+                "hostPath": {"path": format!("/tmp/fairlead-e2e/{namespace}"), "type": "DirectoryOrCreate"},
+                "claimRef": {"namespace": namespace, "name": "models"},
+            },
+        })).await?;
+        apply(
+            &namespace,
+            &json!({
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"},
+                "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": volume,
+                         "resources": {"requests": {"storage": "1Gi"}}},
+            }),
+        )
+        .await?;
+        let served = async {
+            fill_claim(&namespace).await?;
+            apply(&namespace, &model_deployment("from-claim", "pvc://models/tiny")).await?;
+            await_ready(&namespace, "modeldeployment", "from-claim", SERVED).await?;
+            ensure!(
+                get(&namespace, "job", "from-claim-inspect").await?.is_null(),
+                "the inspection Job is left"
+            );
+            Ok(())
+        };
+        let outcome = served.await;
+        crate::support::kubectl(&["delete", "persistentvolume", &volume, "--wait=false"]).await?;
+        outcome
+    })
+    .await
+}
+
+/// Copies the model into the claim, as a person's own Job would. It needs root once, to own the host's folder.
+async fn fill_claim(namespace: &str) -> Result<()> {
+    crate::support::kubectl(&[
+        "label",
+        "namespace",
+        namespace,
+        "--overwrite",
+        "pod-security.kubernetes.io/enforce=privileged",
+    ])
+    .await?;
+    apply(namespace, &json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "fill"},
+        "spec": {"backoffLimit": 0, "template": {"spec": {
+            "restartPolicy": "Never",
+            "initContainers": [{
+                "name": "tool", "image": "localhost/fairlead-inference:dev", "imagePullPolicy": "IfNotPresent",
+                "command": ["cp", "/usr/local/bin/fairlead-model-copy", "/tool/"],
+                "securityContext": {"runAsUser": 0},
+                "volumeMounts": [{"name": "tool", "mountPath": "/tool"}],
+            }],
+            "containers": [{
+                "name": "copy", "image": MODEL_IMAGE.trim_start_matches("oci://"), "imagePullPolicy": "IfNotPresent",
+                "command": ["/tool/fairlead-model-copy", "/models", "/claim/tiny"],
+                "securityContext": {"runAsUser": 0},
+                "volumeMounts": [{"name": "tool", "mountPath": "/tool"}, {"name": "claim", "mountPath": "/claim"}],
+            }],
+            "volumes": [
+                {"name": "tool", "emptyDir": {}},
+                {"name": "claim", "persistentVolumeClaim": {"claimName": "models"}},
+            ],
+        }}},
+    })).await?;
+    eventually(SERVED, async || {
+        let job = get(namespace, "job", "fill").await?;
+        ensure!(job["status"]["succeeded"] == 1, "the copy has not succeeded: {}", job["status"]);
+        Ok(())
+    })
+    .await?;
+    crate::support::kubectl(&[
+        "label",
+        "namespace",
+        namespace,
+        "--overwrite",
+        "pod-security.kubernetes.io/enforce=restricted",
+    ])
+    .await
+    .map(|_| ())
+}

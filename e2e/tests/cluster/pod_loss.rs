@@ -1,0 +1,134 @@
+//! An inference pod dies under load, and another is told to stop: no accepted request is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use reqwest::StatusCode;
+use serde_json::json;
+
+use crate::support::kubectl::list;
+use crate::support::{
+    Gateway, MODEL_IMAGE, SERVED, apply, await_ready, chat, eventually, in_namespace, kubectl,
+    model_deployment, model_route,
+};
+
+const CLIENTS: usize = 4;
+/// Answers wanted after the kill, so that the loss falls into the load and not behind it.
+const AFTER: u32 = 60;
+
+async fn two_replicas(namespace: &str) -> Result<(String, Gateway)> {
+    let model = format!("pair-{namespace}");
+    let mut deployment = model_deployment("pair", MODEL_IMAGE);
+    deployment["spec"]["replicas"] = json!(2);
+    apply(namespace, &deployment).await?;
+    apply(namespace, &model_route("pair", &model, &[("pair", 1)])).await?;
+    await_ready(namespace, "modeldeployment", "pair", SERVED).await?;
+    let gateway = Gateway::open().await?;
+    gateway.await_answer(&model, SERVED).await?;
+    // Both pods must be in the gateway's snapshot before one of them is taken away.
+    eventually(SERVED, async || {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let (_, headers, _) = gateway.post("/v1/chat/completions", &chat(&model, 1)).await?;
+            seen.extend(
+                headers.get("x-fairlead-endpoint").and_then(|value| value.to_str().ok()).map(str::to_owned),
+            );
+        }
+        ensure!(seen.len() == 2, "only {seen:?} answer");
+        Ok(())
+    })
+    .await?;
+    Ok((model, gateway))
+}
+
+#[tokio::test]
+async fn a_killed_pod_loses_no_accepted_request() -> Result<()> {
+    in_namespace(async |namespace| {
+        let (model, gateway) = two_replicas(&namespace).await?;
+        let gateway = Arc::new(gateway);
+        let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicU32::new(0));
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let (gateway, stop, answered, body) =
+                    (gateway.clone(), stop.clone(), answered.clone(), chat(&model, 48));
+                tokio::spawn(async move {
+                    let mut failures = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        match gateway.post("/v1/chat/completions", &body).await {
+                            Ok((StatusCode::OK, _, _)) => _ = answered.fetch_add(1, Ordering::Relaxed),
+                            Ok((status, _, body)) => failures.push(format!("{status}: {body}")),
+                            Err(error) => failures.push(format!("{error:#}")),
+                        }
+                    }
+                    failures
+                })
+            })
+            .collect();
+
+        let reaches = async |wanted: u32| {
+            eventually(SERVED, async || {
+                let now = answered.load(Ordering::Relaxed);
+                ensure!(now >= wanted, "only {now} of {wanted} answers");
+                Ok(())
+            })
+            .await
+        };
+        reaches(20).await?;
+        let pods = list(&namespace, "pods", "fairlead.dev/model-deployment=pair").await?;
+        let victim = pods[0]["metadata"]["name"].as_str().context("a pod has no name")?.to_owned();
+        kubectl(&["-n", &namespace, "delete", "pod", &victim, "--grace-period=0", "--force"]).await?;
+        let at_kill = answered.load(Ordering::Relaxed);
+        reaches(at_kill + AFTER).await?;
+        stop.store(true, Ordering::Relaxed);
+
+        let mut failures = Vec::new();
+        for client in clients {
+            failures.extend(client.await?);
+        }
+        let total = answered.load(Ordering::Relaxed);
+        println!("pod killed after {at_kill} answers; {total} answers in all, {} failures", failures.len());
+        ensure!(failures.is_empty(), "{} requests failed: {failures:?}", failures.len());
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_pod_told_to_stop_finishes_its_stream() -> Result<()> {
+    in_namespace(async |namespace| {
+        let model = format!("drain-{namespace}");
+        apply(&namespace, &model_deployment("drain", MODEL_IMAGE)).await?;
+        apply(&namespace, &model_route("drain", &model, &[("drain", 1)])).await?;
+        await_ready(&namespace, "modelroute", "drain", SERVED).await?;
+        let gateway = Gateway::open().await?;
+        gateway.await_answer(&model, SERVED).await?;
+
+        let body = json!({
+            "model": model, "prompt": "A fairlead", "max_tokens": 400, "ignore_eos": true, "temperature": 0,
+            "stream": true, "stream_options": {"include_usage": true},
+        });
+        let answer = gateway.http.post(format!("{}/v1/completions", gateway.url)).json(&body).send().await?;
+        ensure!(answer.status() == StatusCode::OK, "{}", answer.status());
+        let mut stream = answer.bytes_stream();
+        let first = stream.next().await.context("the stream ended at once")??;
+        let pods = list(&namespace, "pods", "fairlead.dev/model-deployment=drain").await?;
+        let name = pods[0]["metadata"]["name"].as_str().context("a pod has no name")?.to_owned();
+        kubectl(&["-n", &namespace, "delete", "pod", &name, "--wait=false"]).await?;
+
+        let mut text = String::from_utf8_lossy(&first).into_owned();
+        while let Some(piece) = stream.next().await {
+            text.push_str(&String::from_utf8_lossy(&piece?));
+        }
+        ensure!(
+            text.trim_end().ends_with("data: [DONE]"),
+            "the stream was cut: …{}",
+            &text[text.len().saturating_sub(300)..]
+        );
+        ensure!(text.contains("\"completion_tokens\":400"), "not all tokens came");
+        Ok(())
+    })
+    .await
+}

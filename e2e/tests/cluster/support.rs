@@ -1,0 +1,21 @@
+//! What every end-to-end test uses: kubectl, namespaces, port-forwards, waiting, manifests.
+
+pub mod gateway;
+pub mod kubectl;
+pub mod manifests;
+pub mod namespace;
+pub mod wait;
+
+pub use gateway::{Gateway, chat};
+pub use kubectl::{apply, get, kubectl};
+pub use manifests::{model_deployment, model_route};
+pub use namespace::in_namespace;
+pub use wait::{await_ready, await_reason, eventually};
+
+/// Longest that a model may take to be served here: images are loaded already, the model is a few megabytes.
+pub const SERVED: std::time::Duration = std::time::Duration::from_secs(180);
+/// Longest that a decision of the operator may take that needs no pod.
+pub const DECIDED: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The demo model as an image.
+pub const MODEL_IMAGE: &str = "oci://localhost/fairlead-demo-model:dev";
