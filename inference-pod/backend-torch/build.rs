@@ -45,7 +45,10 @@ fn libtorch() -> Result<PathBuf, String> {
 
 fn read_version(path: &Path) -> Result<String, String> {
     let text = fs::read_to_string(path).map_err(|error| {
-        format!("{} cannot be read ({error}): LIBTORCH must name the torch folder of a PyTorch wheel", path.display())
+        format!(
+            "{} cannot be read ({error}): LIBTORCH must name the torch folder of a PyTorch wheel",
+            path.display()
+        )
     })?;
     text.lines()
         .find_map(|line| line.strip_prefix("__version__ = "))

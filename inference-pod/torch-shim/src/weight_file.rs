@@ -130,7 +130,7 @@ impl MappedTensor<'_> {
         if self.bytes.is_empty() {
             return Ok(());
         }
-        if self.bytes.as_ptr().addr() % alignment != 0 {
+        if !self.bytes.as_ptr().addr().is_multiple_of(alignment) {
             // A header of odd length. libtorch's loops assume aligned numbers, so these go through a copy.
             let aligned = Tensor::f_from_data_size(self.bytes, &self.shape, self.kind)?;
             return Ok(target.f_copy_(&aligned)?);

@@ -1,0 +1,187 @@
+//! The engine's backend on libtorch: a model, its cache, and one call for each step.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Instant;
+
+use fairlead_engine::backend::{
+    Backend, BackendError, KvCapacity, SampleRequest, SampledToken, SequenceId, SequenceStep, StepBatch,
+};
+use fairlead_model::plan::BLOCK_SIZES;
+use fairlead_model::{DeviceKind, ModelConfig, RunDtype, WeightsSummary};
+
+use crate::device::ComputeDevice;
+use crate::error::{LoadError, step_error};
+use crate::kv_cache::KvCache;
+use crate::logits::sample_step;
+use crate::model::LlamaModel;
+use crate::step::StepLayout;
+use crate::weights::read_config;
+
+/// Tokens of the warm-up's prefill on a CPU, where there is nothing to compile or measure: enough to start the threads and
+/// touch every weight.
+const CPU_WARM_UP_TOKENS: u32 = 16;
+
+/// How a model is loaded and run.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Where tensors live.
+    pub device: ComputeDevice,
+    /// Number type of weights, activations and cache; `None` is f32 on a CPU and bf16 on a GPU.
+    pub dtype: Option<RunDtype>,
+    /// Tokens in a KV block: 16, 32 or 64.
+    pub block_tokens: u32,
+    /// Bytes of the KV cache, whole blocks of which are used.
+    pub kv_cache_bytes: u64,
+    /// Most tokens in a step; what [`TorchBackend::warm_up`] runs on a GPU.
+    pub max_batched_tokens: u32,
+    /// Most sequences in a step.
+    pub max_sequences: u32,
+}
+
+/// A model that runs steps. One thread owns it.
+pub struct TorchBackend {
+    model: LlamaModel,
+    cache: KvCache,
+    config: ModelConfig,
+    weights: WeightsSummary,
+    options: LoadOptions,
+}
+
+impl TorchBackend {
+    /// Loads the model in `folder` (Hugging Face layout) and allocates its KV cache. `progress` is called with the bytes of
+    /// weights read so far and in all.
+    ///
+    /// # Errors
+    /// [`LoadError`], whose `reason()` is the condition reason. Whatever can be told from config.json and the headers is
+    /// refused before a weight is read.
+    pub fn load(
+        folder: &Path,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        let started = Instant::now();
+        let _no_grad = tch::no_grad_guard();
+        if !BLOCK_SIZES.contains(&options.block_tokens) {
+            let problem = format!("is {}, it must be 16, 32 or 64", options.block_tokens);
+            return Err(LoadError::Setting { field: "kvCache.blockTokens", problem });
+        }
+        let config = read_config(folder)?;
+        let device = options.device.torch();
+        let dtype = options.dtype.unwrap_or_else(|| options.device.kind().auto_dtype());
+        let (model, weights) =
+            LlamaModel::load(folder, &config, dtype, device, options.block_tokens, progress)?;
+        let kind = crate::device::torch_kind(dtype);
+        let cache =
+            KvCache::allocate(&config, dtype, kind, device, options.block_tokens, options.kv_cache_bytes)?;
+        tracing::info!(
+            parameters = weights.parameters,
+            %dtype,
+            device = ?device,
+            threads = tch::get_num_threads(),
+            kv_blocks = cache.capacity().blocks,
+            seconds = started.elapsed().as_secs_f64(),
+            "model loaded"
+        );
+        Ok(Self { model, cache, config, weights, options: *options })
+    }
+
+    /// The model's configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// What the weights amount to.
+    #[must_use]
+    pub fn weights(&self) -> &WeightsSummary {
+        &self.weights
+    }
+
+    /// Runs a prefill and a batch of decodes in the padding block, so that the first request does not pay for starting
+    /// threads, reading weights in and choosing kernels; on a GPU also so that a batch too big for its memory fails here.
+    ///
+    /// # Errors
+    /// [`LoadError::OutOfMemory`] if the largest step does not fit, [`LoadError::Torch`] if it cannot be run.
+    pub fn warm_up(&mut self) -> Result<(), LoadError> {
+        let doing = "warming up";
+        let most_tokens = match self.options.device.kind() {
+            DeviceKind::Cpu => self.options.max_batched_tokens.min(CPU_WARM_UP_TOKENS),
+            DeviceKind::Gpu => self.options.max_batched_tokens,
+        }
+        .min(self.config.max_position_embeddings)
+        .max(1);
+        let prefill =
+            StepBatch { sequences: vec![warm_up_sequence(0, most_tokens, self.options.block_tokens)] };
+        let decodes = self.options.max_sequences.min(most_tokens).max(1);
+        let decode = StepBatch {
+            sequences: (0..decodes)
+                .map(|id| warm_up_sequence(u64::from(id), 1, self.options.block_tokens))
+                .collect(),
+        };
+        for batch in [prefill, decode] {
+            match self.execute(&batch) {
+                // What an untrained or broken model says of padding is not the question here.
+                Ok(_) | Err(BackendError::NonFinite(_)) => {}
+                Err(BackendError::OutOfMemory(message)) => {
+                    return Err(LoadError::OutOfMemory { doing, message });
+                }
+                Err(BackendError::Fatal(message)) => return Err(LoadError::Torch { doing, message }),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn warm_up_sequence(sequence: u64, tokens: u32, block_tokens: u32) -> SequenceStep {
+    SequenceStep {
+        sequence,
+        tokens: vec![0; tokens as usize],
+        first_position: 0,
+        block_table: vec![0; tokens.div_ceil(block_tokens) as usize],
+        sample: Some(SampleRequest {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            seed: 0,
+            draw: 0,
+            logprobs: None,
+            prompt_logprobs: false,
+            banned: Vec::new(),
+        }),
+    }
+}
+
+impl Backend for TorchBackend {
+    fn kv_capacity(&self) -> KvCapacity {
+        self.cache.capacity()
+    }
+
+    fn execute(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, BackendError> {
+        if batch.sequences.is_empty() {
+            return Ok(Vec::new());
+        }
+        let _no_grad = tch::no_grad_guard();
+        let layout =
+            StepLayout::new(batch, self.cache.capacity(), self.config.vocab_size).map_err(|problem| {
+                BackendError::Fatal(format!("the scheduler made an impossible batch: {problem}"))
+            })?;
+        let hidden = self.model.forward(&layout, &mut self.cache).map_err(step_error)?;
+        let vocabulary = self.config.vocab_size as usize;
+        let sampled = sample_step(batch, &layout.rows, vocabulary, |rows| self.model.logits(&hidden, rows));
+        if let Err(BackendError::NonFinite(broken)) = &sampled {
+            let blocks = blocks_of(batch, broken);
+            tracing::warn!(sequences = ?broken, "logits are not finite; their blocks are cleaned");
+            self.cache.scrub(&blocks).map_err(step_error)?;
+        }
+        sampled
+    }
+}
+
+/// All blocks that some sequences of a batch hold, each once.
+fn blocks_of(batch: &StepBatch, sequences: &[SequenceId]) -> Vec<i64> {
+    let steps = batch.sequences.iter().filter(|step| sequences.contains(&step.sequence));
+    let blocks: BTreeSet<i64> =
+        steps.flat_map(|step| &step.block_table).map(|&block| i64::from(block)).collect();
+    blocks.into_iter().collect()
+}

@@ -1,0 +1,40 @@
+//! The gated feed-forward part of a layer.
+
+use tch::{TchError, Tensor};
+
+use super::Linear;
+use crate::error::LoadError;
+use crate::weights::Weights;
+
+/// `down(silu(gate(x)) * up(x))`, gate and up being one projection.
+pub(crate) struct Mlp {
+    gate_up: Linear,
+    down: Linear,
+    width: i64,
+}
+
+impl Mlp {
+    /// Loads the three projections below `name`; `width` is that of the gate.
+    pub(crate) fn load(
+        weights: &mut Weights<'_>,
+        name: &str,
+        width: u32,
+        bias: bool,
+    ) -> Result<Self, LoadError> {
+        let gate_up = [format!("{name}.gate_proj"), format!("{name}.up_proj")];
+        Ok(Self {
+            gate_up: Linear::load(weights, &gate_up, bias)?,
+            down: Linear::load(weights, &[format!("{name}.down_proj")], bias)?,
+            width: i64::from(width),
+        })
+    }
+
+    /// `[tokens, hidden]` to the same.
+    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
+        let gate_up = self.gate_up.forward(input)?;
+        let mut gate = gate_up.f_narrow(-1, 0, self.width)?.f_silu()?;
+        let up = gate_up.f_narrow(-1, self.width, self.width)?;
+        let _ = gate.f_mul_(&up)?;
+        self.down.forward(&gate)
+    }
+}

@@ -1,0 +1,115 @@
+//! The Llama architecture: embedding, layers, norm, output.
+
+use std::path::Path;
+
+use fairlead_model::tensors::{EMBEDDING, OUTPUT};
+use fairlead_model::{ModelConfig, RunDtype, WeightsSummary};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::attention::{HeadShape, LibtorchAttention, PagedAttention, SelfAttention};
+use crate::device::torch_kind;
+use crate::error::LoadError;
+use crate::kv_cache::KvCache;
+use crate::layers::{Linear, Mlp, RmsNorm};
+use crate::rope::Rope;
+use crate::step::StepLayout;
+use crate::weights::{Progress, Weights};
+
+/// A loaded model.
+pub(crate) struct LlamaModel {
+    /// `[vocabulary, hidden]`
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    output: Linear,
+    rope: Rope,
+    attention: LibtorchAttention,
+    kind: Kind,
+    device: Device,
+}
+
+struct Layer {
+    attention_norm: RmsNorm,
+    attention: SelfAttention,
+    mlp_norm: RmsNorm,
+    mlp: Mlp,
+}
+
+impl LlamaModel {
+    /// Loads the weights in `folder`.
+    pub(crate) fn load(
+        folder: &Path,
+        config: &ModelConfig,
+        dtype: RunDtype,
+        device: Device,
+        block_tokens: u32,
+        progress: Progress<'_>,
+    ) -> Result<(Self, WeightsSummary), LoadError> {
+        let kind = torch_kind(dtype);
+        let mut weights = Weights::open(folder, config, kind, device, progress)?;
+        let embedding = weights.load(EMBEDDING)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|layer| Layer::load(&mut weights, &format!("model.layers.{layer}"), config))
+            .collect::<Result<_, _>>()?;
+        let norm = RmsNorm::load(&mut weights, "model.norm", config.rms_norm_eps)?;
+        let output = if config.tie_word_embeddings {
+            Linear::shared(&embedding)
+        } else {
+            let name = OUTPUT.trim_end_matches(".weight").to_owned();
+            Linear::load(&mut weights, &[name], false)?
+        };
+        let model = Self {
+            embedding,
+            layers,
+            norm,
+            output,
+            rope: Rope::new(config, device).map_err(LoadError::torch("making the rotary frequencies"))?,
+            attention: LibtorchAttention::new(HeadShape::of(config), block_tokens),
+            kind,
+            device,
+        };
+        Ok((model, weights.summary().clone()))
+    }
+
+    /// Runs all tokens of a step through all layers and stores their keys and values. `[tokens, hidden]`, before the last
+    /// norm: only the rows that [`LlamaModel::logits`] is asked for need it.
+    pub(crate) fn forward(&self, layout: &StepLayout, cache: &mut KvCache) -> Result<Tensor, TchError> {
+        let on_device = |numbers: &[i64]| Tensor::f_from_slice(numbers)?.f_to_device(self.device);
+        let tokens = on_device(&layout.tokens)?;
+        let slots = on_device(&layout.slots)?;
+        let angles = self.rope.angles(&on_device(&layout.positions)?, self.kind)?;
+        let plan = self.attention.plan(layout, self.kind, self.device)?;
+
+        let mut hidden = self.embedding.f_index_select(0, &tokens)?;
+        for (layer, cache) in self.layers.iter().zip(cache.layers_mut()) {
+            let normed = layer.attention_norm.forward(&hidden)?;
+            let attended =
+                layer.attention.forward(&normed, &angles, &slots, cache, &self.attention, &plan)?;
+            let _ = hidden.f_add_(&attended)?;
+            let normed = layer.mlp_norm.forward(&hidden)?;
+            let _ = hidden.f_add_(&layer.mlp.forward(&normed)?)?;
+        }
+        Ok(hidden)
+    }
+
+    /// Logits of some rows of what [`LlamaModel::forward`] gave: `[rows, vocabulary]` in f32, on the CPU.
+    pub(crate) fn logits(&self, hidden: &Tensor, rows: &[i64]) -> Result<Tensor, TchError> {
+        let rows = Tensor::f_from_slice(rows)?.f_to_device(self.device)?;
+        let normed = self.norm.forward(&hidden.f_index_select(0, &rows)?)?;
+        self.output.forward(&normed)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)
+    }
+}
+
+impl Layer {
+    fn load(weights: &mut Weights<'_>, name: &str, config: &ModelConfig) -> Result<Self, LoadError> {
+        let norm = |weights: &mut Weights<'_>, part: &str| {
+            RmsNorm::load(weights, &format!("{name}.{part}"), config.rms_norm_eps)
+        };
+        Ok(Self {
+            attention_norm: norm(weights, "input_layernorm")?,
+            attention: SelfAttention::load(weights, &format!("{name}.self_attn"), config)?,
+            mlp_norm: norm(weights, "post_attention_layernorm")?,
+            mlp: Mlp::load(weights, &format!("{name}.mlp"), config.intermediate_size, config.mlp_bias)?,
+        })
+    }
+}
