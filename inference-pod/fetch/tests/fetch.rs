@@ -1,4 +1,5 @@
 //! Downloads from a real HTTP hub: resumed, checked, pinned, refused.
+#![allow(clippy::expect_used)] // helpers of tests
 
 mod common;
 

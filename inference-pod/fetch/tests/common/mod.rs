@@ -1,5 +1,6 @@
 //! Small models on disk and a hub that serves them, for the tests of this crate.
 #![allow(dead_code)] // each test binary uses its own part
+#![allow(clippy::expect_used)] // helpers of tests
 
 use std::fs;
 use std::path::{Path, PathBuf};
