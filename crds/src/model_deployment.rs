@@ -224,7 +224,7 @@ pub struct ResourcesSpec {
     /// `placement.nodeSelector`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_memory: Option<Quantity>,
-    /// CPU request and limit of the engine container. Default 1.
+    /// CPU request of the engine container; it may use idle CPUs beyond that. Default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Quantity>,
     /// Memory request and limit of the engine container. Default 2Gi.
@@ -370,6 +370,12 @@ pub struct ModelPlan {
     pub max_cached_tokens: u64,
     /// Whether the weights and at least one sequence of `maxModelLen` fit.
     pub fits: bool,
+    /// Number type that weights, activations and KV cache have: bf16, f16 or f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// The arithmetic in words; where the model does not fit, with what would help.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<String>,
 }
 
 /// How far a starting pod has come.

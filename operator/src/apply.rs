@@ -1,0 +1,132 @@
+//! Server-side apply that writes nothing when nothing would change, so that a settled cluster sees no write at all.
+//!
+//! Whether it would is read from the live object: the fields that our manager owns must be exactly the wanted ones
+//! (so a field that is no longer wanted is noticed too), with the wanted values (so drift is noticed). Fields of other
+//! managers are left alone.
+
+mod owned_fields;
+
+use std::fmt::Debug;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PropagationPolicy};
+use kube::{Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::Error;
+use crate::metrics::{Kind, Metrics};
+
+/// Writes the children and the status of one kind's objects.
+#[derive(Clone)]
+pub struct Applier {
+    client: Client,
+    manager: &'static str,
+    kind: Kind,
+    metrics: Metrics,
+}
+
+impl Applier {
+    /// A writer with the field manager of one controller.
+    pub fn new(client: Client, manager: &'static str, kind: Kind, metrics: Metrics) -> Self {
+        Self { client, manager, kind, metrics }
+    }
+
+    /// Brings a child to its wanted state and returns it as it then is. `live` is what the cache has.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when an object of that name exists that is not the owner's; [`Error::Kube`].
+    pub async fn apply<K>(&self, live: Option<&K>, desired: &K) -> Result<K, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + Debug,
+    {
+        let (name, namespace) = (desired.name_any(), desired.namespace().unwrap_or_default());
+        let kind = K::kind(&()).into_owned();
+        let api = Api::<K>::namespaced(self.client.clone(), &namespace);
+        // The cache holds only what carries our label; before a name is used for the first time, look who has it.
+        let found = match live {
+            Some(live) => Some(live.clone()),
+            None => api.get_opt(&name).await.map_err(Error::kube(format!("read {kind} {name}")))?,
+        };
+        if let Some(found) = &found {
+            let owner = desired.owner_references().first().map(|owner| owner.uid.as_str());
+            let ours = found.owner_references().iter().any(|it| Some(it.uid.as_str()) == owner);
+            if !ours {
+                return Err(Error::invalid(
+                    fairlead_crds::condition::stalled::INVALID_SPEC,
+                    format!(
+                        "metadata.name: a {kind} named {name} exists already and is not this object's; delete it, or choose another name"
+                    ),
+                ));
+            }
+            if owned_fields::settled(found, desired, self.manager)? {
+                return Ok(found.clone());
+            }
+        }
+        let applied = api
+            .patch(&name, &PatchParams::apply(self.manager).force(), &Patch::Apply(desired))
+            .await
+            .map_err(Error::kube(format!("apply {kind} {name}")))?;
+        self.metrics.wrote(self.kind);
+        tracing::info!(kind, namespace, name, "applied");
+        Ok(applied)
+    }
+
+    /// Writes the status of an object. The caller has made sure that it differs.
+    ///
+    /// # Errors
+    /// [`Error::Kube`].
+    pub async fn status<K, S>(&self, object: &K, status: &S) -> Result<(), Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + Debug,
+        S: Serialize + Sync,
+    {
+        let name = object.name_any();
+        let api = Api::<K>::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        let body = serde_json::json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            // With the uid, the status of an object that was deleted and made anew is not written over.
+            "metadata": {"name": name, "uid": object.uid()},
+            "status": status,
+        });
+        api.patch_status(&name, &PatchParams::apply(self.manager).force(), &Patch::Apply(&body))
+            .await
+            .map_err(Error::kube(format!("write the status of {name}")))?;
+        self.metrics.wrote(self.kind);
+        Ok(())
+    }
+
+    /// Deletes a child and what it owns; one that is gone already is fine.
+    ///
+    /// # Errors
+    /// [`Error::Kube`].
+    pub async fn delete<K>(&self, child: &K) -> Result<(), Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + DeserializeOwned + Clone + Debug,
+    {
+        let name = child.name_any();
+        let api = Api::<K>::namespaced(self.client.clone(), &child.namespace().unwrap_or_default());
+        let how = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Background),
+            preconditions: Some(kube::api::Preconditions { uid: child.uid(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match api.delete(&name, &how).await {
+            Ok(_) => {
+                self.metrics.wrote(self.kind);
+                Ok(())
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(error) => Err(Error::kube(format!("delete {} {name}", K::kind(&())))(error)),
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Every setting of the operator, from flags and environment, parsed once.
+
+use std::net::SocketAddr;
+
+/// The control plane of Fairlead.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "fairlead-operator", version)]
+pub struct Settings {
+    /// Image of the inference pods, where a ModelDeployment names no other.
+    #[arg(long, env = "FAIRLEAD_INFERENCE_IMAGE", default_value = "localhost/fairlead-inference:dev")]
+    pub inference_image: String,
+    /// Hub that hf:// models come from, for the operator and the inference pods.
+    #[arg(long, env = "HF_ENDPOINT", default_value = "https://huggingface.co")]
+    pub hf_endpoint: String,
+    /// Namespace of the leader election's Lease.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "fairlead-system")]
+    pub namespace: String,
+    /// Name of this process in the leader election. Default: a random one.
+    #[arg(long, env = "POD_NAME")]
+    pub identity: Option<String>,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// Objects of one kind that are reconciled at the same time.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+    /// Port of the inference pods' API, asked for their progress while they start.
+    #[arg(long, default_value_t = 8000, hide = true)]
+    pub inference_port: u16,
+}

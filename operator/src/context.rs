@@ -1,0 +1,74 @@
+//! What every reconcile can use. Made once; shared by both controllers.
+
+use std::sync::Arc;
+
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+
+use crate::apply::Applier;
+use crate::backoff::Backoff;
+use crate::config::Settings;
+use crate::inspector::Inspector;
+use crate::metrics::{Kind, Metrics};
+use crate::stores::Stores;
+
+/// What every reconcile can use.
+pub struct Context {
+    /// For what neither the stores nor the appliers do: reading a Secret.
+    pub client: Client,
+    /// The process's settings.
+    pub settings: Settings,
+    /// What is known of the cluster.
+    pub stores: Stores,
+    /// Writes the children and statuses of ModelDeployments.
+    pub model_deployments: Applier,
+    /// Writes the statuses of ModelRoutes.
+    pub model_routes: Applier,
+    /// Publishes events.
+    pub recorder: Recorder,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Reads models at their hub.
+    pub inspector: Arc<dyn Inspector>,
+    /// Asks starting pods how far they are.
+    pub http: reqwest::Client,
+    /// Delays after failures.
+    pub backoff: Backoff,
+}
+
+impl Context {
+    /// The context of a process.
+    pub fn new(
+        client: Client,
+        settings: Settings,
+        stores: Stores,
+        metrics: Metrics,
+        inspector: Arc<dyn Inspector>,
+        http: reqwest::Client,
+    ) -> Self {
+        let reporter =
+            Reporter { controller: "fairlead-operator".to_owned(), instance: settings.identity.clone() };
+        Self {
+            model_deployments: Applier::new(
+                client.clone(),
+                "fairlead-operator/modeldeployment",
+                Kind::ModelDeployment,
+                metrics.clone(),
+            ),
+            model_routes: Applier::new(
+                client.clone(),
+                "fairlead-operator/modelroute",
+                Kind::ModelRoute,
+                metrics.clone(),
+            ),
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            settings,
+            stores,
+            metrics,
+            inspector,
+            http,
+            backoff: Backoff::default(),
+        }
+    }
+}

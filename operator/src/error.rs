@@ -1,0 +1,91 @@
+//! What can go wrong in a reconcile; the variant decides what happens next.
+//!
+//! - [`Error::Invalid`]: only a change by a person helps. `Stalled`, and nothing until something watched changes (or,
+//!   for what lies outside Kubernetes, after a long while).
+//! - [`Error::Waiting`]: something is not there yet. `Reconciling`, and another look after a moment.
+//! - [`Error::Transient`] and [`Error::Kube`]: a call failed. Tried again with exponential backoff.
+
+use std::time::Duration;
+
+use kube::runtime::controller::Action;
+
+/// What can go wrong in a reconcile.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Only a change by a person helps.
+    #[error("{message}")]
+    Invalid {
+        /// Reason of the `Stalled` condition: one of `condition::stalled`.
+        reason: &'static str,
+        /// Names the field and the remedy.
+        message: String,
+        /// When to look again although nothing that is watched has changed.
+        retry: Option<Duration>,
+    },
+    /// Something is not there yet.
+    #[error("{message}")]
+    Waiting {
+        /// Reason of the `Reconciling` condition: one of `condition::reconciling`.
+        reason: &'static str,
+        /// What is waited for.
+        message: String,
+        /// When to look again.
+        retry: Duration,
+    },
+    /// Something outside Kubernetes could not be reached.
+    #[error("{0}")]
+    Transient(String),
+    /// The API server could not be reached, or refused.
+    #[error("{doing}: {source}")]
+    Kube {
+        /// What was being done.
+        doing: String,
+        /// The client's error.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+impl Error {
+    /// Only a change by a person helps.
+    pub fn invalid(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::Invalid { reason, message: message.into(), retry: None }
+    }
+
+    /// The API server could not be reached, or refused, while `doing`.
+    pub fn kube(doing: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Kube { doing, source: Box::new(source) }
+    }
+
+    /// Whether the owner of the object should read of this in its status. A hiccup of the API server says nothing about
+    /// the object; a refusal (a quota, a policy, a missing permission) does.
+    pub fn concerns_the_object(&self) -> bool {
+        match self {
+            Self::Invalid { .. } | Self::Waiting { .. } | Self::Transient(_) => true,
+            Self::Kube { source, .. } => {
+                matches!(&**source, kube::Error::Api(status) if (400..500).contains(&status.code) && !matches!(status.code, 404 | 408 | 409 | 429))
+            }
+        }
+    }
+
+    /// What to do next, when that does not depend on earlier failures; `None` asks for backoff.
+    pub fn action(&self) -> Option<Action> {
+        match self {
+            Self::Invalid { retry: Some(retry), .. } | Self::Waiting { retry, .. } => {
+                Some(Action::requeue(*retry))
+            }
+            Self::Invalid { retry: None, .. } => Some(Action::await_change()),
+            Self::Transient(_) | Self::Kube { .. } => None,
+        }
+    }
+
+    /// The closed set of results that metrics tell apart.
+    pub fn category(&self) -> crate::metrics::Outcome {
+        match self {
+            Self::Invalid { .. } => crate::metrics::Outcome::Invalid,
+            Self::Waiting { .. } => crate::metrics::Outcome::Waiting,
+            Self::Transient(_) | Self::Kube { .. } => crate::metrics::Outcome::Error,
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Events: what `kubectl describe` tells of an object's past. One for each transition of its `Ready` condition; the
+//! reasons are those of the conditions (`fairlead_crds::condition`), so that both can be searched for alike.
+
+use fairlead_crds::condition::{READY, STALLED};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType};
+
+/// The action of every event of ours: events are about reconciling.
+const ACTION: &str = "Reconcile";
+
+/// The longest note that an API server takes.
+const LONGEST_NOTE: usize = 1024;
+
+/// The event that a change of conditions deserves, if any: when `Ready`'s status or reason has changed.
+pub fn transition(before: &[Condition], after: &[Condition]) -> Option<Event> {
+    let find =
+        |conditions: &[Condition], wanted: &str| conditions.iter().find(|it| it.type_ == wanted).cloned();
+    let ready = find(after, READY)?;
+    if find(before, READY).is_some_and(|old| old.status == ready.status && old.reason == ready.reason) {
+        return None;
+    }
+    let type_ = if find(after, STALLED).is_some() { EventType::Warning } else { EventType::Normal };
+    let note = ready.message.chars().scan(0, |bytes, c| {
+        *bytes += c.len_utf8();
+        (*bytes <= LONGEST_NOTE).then_some(c)
+    });
+    Some(Event {
+        type_,
+        reason: ready.reason,
+        note: Some(note.collect()),
+        action: ACTION.to_owned(),
+        secondary: None,
+    })
+}

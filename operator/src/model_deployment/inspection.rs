@@ -1,0 +1,180 @@
+//! Gets a model looked at before a pod is made: at a hub by range requests from here, otherwise by a short Job that has the
+//! claim or the image.
+
+use std::time::{Duration, Instant};
+
+use fairlead_crds::condition::{reconciling, stalled};
+use fairlead_crds::model_deployment::{ModelDeployment, ModelPlan};
+use fairlead_fetch::{Inspection, SourceUri};
+use fairlead_model::Reason;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::{Api, ResourceExt};
+
+use super::build::inspect_job::{self, INPUTS_ANNOTATION};
+use super::dereference::Dereferenced;
+use super::validate::ValidatedModelDeployment;
+use super::{observe, plan};
+use crate::context::Context;
+use crate::error::Error;
+use crate::inspector::{self, HubModel, InspectError};
+
+/// Key of the token in the Secret that `spec.model.secretRef` names.
+pub const TOKEN_KEY: &str = "token";
+/// What is wrong with a model at a hub is not watched; look again now and then.
+const LOOK_AGAIN: Duration = Duration::from_secs(300);
+/// Between two looks at a Job; its end and its pods' troubles are watched.
+const WHILE_INSPECTING: Duration = Duration::from_secs(15);
+
+/// Gets the model looked at.
+///
+/// # Errors
+/// [`Error::Invalid`] when it can't be served, [`Error::Waiting`] while a Job is at it, [`Error::Transient`] when the hub
+/// does not answer.
+pub async fn inspect(
+    object: &ModelDeployment,
+    validated: &ValidatedModelDeployment,
+    inputs: &str,
+    known: Option<&ModelPlan>,
+    context: &Context,
+    found: &Dereferenced,
+) -> Result<Inspection, Error> {
+    match &validated.source {
+        SourceUri::Hub { repository, revision } => {
+            // Where only something else has changed, a moving revision stays where it was.
+            let pinned = known
+                .filter(|known| plan::same_source(known, inputs))
+                .and_then(|it| it.resolved_revision.clone());
+            let revision = pinned.unwrap_or_else(|| revision.clone());
+            let source = SourceUri::Hub { repository: repository.clone(), revision };
+            at_hub(HubModel { source, token: token(validated, context).await? }, context).await
+        }
+        SourceUri::Claim { .. } | SourceUri::Image { .. } | SourceUri::Folder { .. } => {
+            by_job(object, validated, context, found).await
+        }
+    }
+}
+
+async fn at_hub(model: HubModel, context: &Context) -> Result<Inspection, Error> {
+    let begun = Instant::now();
+    let result = context.inspector.inspect(model).await;
+    context.metrics.inspected(begun);
+    result.map_err(|error| match error {
+        InspectError::Model { reason, message } => {
+            Error::Invalid { reason: plan::stalled_reason(reason), message, retry: Some(LOOK_AGAIN) }
+        }
+        InspectError::Unreachable(message) => Error::Transient(message),
+    })
+}
+
+async fn token(validated: &ValidatedModelDeployment, context: &Context) -> Result<Option<String>, Error> {
+    let Some(name) = &validated.secret else { return Ok(None) };
+    let secrets = Api::<Secret>::namespaced(context.client.clone(), &validated.namespace);
+    let missing = |problem: String| Error::Waiting {
+        reason: reconciling::WAITING,
+        message: format!(
+            "spec.model.secretRef: {problem}; create it with the hub's token under the key {TOKEN_KEY}"
+        ),
+        retry: Duration::from_secs(30),
+    };
+    let Some(secret) = secrets.get_opt(name).await.map_err(Error::kube(format!("read Secret {name}")))?
+    else {
+        return Err(missing(format!("there is no Secret {name}")));
+    };
+    let token = secret.data.unwrap_or_default().remove(TOKEN_KEY).and_then(|it| String::from_utf8(it.0).ok());
+    match token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()) {
+        Some(token) => Ok(Some(token)),
+        None => Err(missing(format!("Secret {name} has no key {TOKEN_KEY}"))),
+    }
+}
+
+/// A Job's end.
+enum Ended {
+    Well,
+    Badly,
+}
+
+async fn by_job(
+    object: &ModelDeployment,
+    validated: &ValidatedModelDeployment,
+    context: &Context,
+    found: &Dereferenced,
+) -> Result<Inspection, Error> {
+    let waiting = |message: String| Error::Waiting {
+        reason: reconciling::INSPECTING,
+        message,
+        retry: WHILE_INSPECTING,
+    };
+    let key = inspect_job::inputs(validated);
+    let Some(job) = &found.job else {
+        let job = inspect_job::inspect_job(validated, &key);
+        context.model_deployments.apply(None, &job).await?;
+        return Err(waiting(format!("Job {} looks at the model", job.name_any())));
+    };
+    if job.annotations().get(INPUTS_ANNOTATION) != Some(&key) {
+        // It looked at what an earlier spec named. Its deletion is watched, and a new one made then.
+        context.model_deployments.delete(&**job).await?;
+        return Err(waiting(format!("Job {} of an earlier spec is being removed", job.name_any())));
+    }
+    let pods: Vec<&Pod> = found
+        .inspection_pods
+        .iter()
+        .map(|pod| &**pod)
+        .filter(|pod| {
+            pod.owner_references().iter().any(|owner| Some(&owner.uid) == job.metadata.uid.as_ref())
+        })
+        .collect();
+    let Some(ended) = ended(job) else {
+        let trouble = pods.iter().find_map(|pod| observe::trouble(pod));
+        return Err(waiting(trouble.unwrap_or_else(|| format!("Job {} looks at the model", job.name_any()))));
+    };
+    let message = pods.iter().filter_map(|pod| termination_message(pod)).next_back();
+    match (ended, message) {
+        (Ended::Well, Some(message)) => inspector::parse_inspection(&message).map_err(|problem| {
+            Error::invalid(
+                stalled::POD_FAILED,
+                format!("Job {} says what can't be read: {problem}", job.name_any()),
+            )
+        }),
+        (Ended::Badly, Some(message)) => {
+            let (reason, message) = observe::split_reason(&message);
+            let reason = reason.unwrap_or(Reason::PodFailed);
+            Err(Error::invalid(plan::stalled_reason(reason), message))
+        }
+        (Ended::Badly, None) => {
+            let trouble = pods.iter().find_map(|pod| observe::trouble(pod)).unwrap_or_default();
+            Err(Error::invalid(
+                stalled::POD_FAILED,
+                format!("Job {} could not look at the model: {trouble}", job.name_any())
+                    .trim_end_matches([':', ' '])
+                    .to_owned(),
+            ))
+        }
+        (Ended::Well, None) => {
+            // The Job's end was seen before its pod's, or the pod has been collected: in doubt once more.
+            if pods.is_empty() {
+                context.model_deployments.delete(&**job).await?;
+            }
+            tracing::debug!(name = object.name_any(), "the inspection pod's result is not there yet");
+            Err(waiting("the inspection's result is not there yet".to_owned()))
+        }
+    }
+}
+
+fn ended(job: &Job) -> Option<Ended> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().filter(|it| it.status == "True").find_map(|it| match it.type_.as_str() {
+        "Complete" => Some(Ended::Well),
+        "Failed" => Some(Ended::Badly),
+        _ => None,
+    })
+}
+
+/// What the inspecting container, or an init container that failed, has left.
+fn termination_message(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let terminated = |statuses: &Option<Vec<k8s_openapi::api::core::v1::ContainerStatus>>| {
+        statuses.iter().flatten().find_map(|it| it.state.as_ref()?.terminated.as_ref()?.message.clone())
+    };
+    terminated(&status.container_statuses).or_else(|| terminated(&status.init_container_statuses))
+}

@@ -1,0 +1,160 @@
+//! What a replica may use, whether the model fits into it, and when that must be worked out again. Pure; the arithmetic
+//! itself is `fairlead_model::plan`, which the pods use too.
+
+use std::collections::BTreeMap;
+
+use fairlead_crds::condition::{reconciling, stalled};
+use fairlead_crds::model_deployment::ModelPlan;
+use fairlead_fetch::{Inspection, SourceUri};
+use fairlead_model::{ModelError, PlanInputs, Reason};
+use sha2::{Digest as _, Sha256};
+
+use super::validate::ValidatedModelDeployment;
+use crate::error::Error;
+
+/// Label with a node's memory of one GPU in MiB, set by NVIDIA's GPU feature discovery.
+pub const GPU_MEMORY_LABEL: &str = "nvidia.com/gpu.memory";
+
+/// Version of what [`inputs`] means; a new one makes every plan anew.
+const FORMAT: &str = "1";
+
+/// Bytes that weights, activations and KV cache of a replica may take together.
+///
+/// # Errors
+/// [`Error::Waiting`] when no node says how much memory its GPUs have.
+pub fn memory_budget(
+    validated: &ValidatedModelDeployment,
+    nodes: &[BTreeMap<String, String>],
+) -> Result<u64, Error> {
+    let resources = &validated.resources;
+    let whole = if resources.gpus == 0 {
+        resources.memory_bytes
+    } else {
+        let one = match resources.gpu_memory_bytes {
+            Some(bytes) => bytes,
+            None => smallest_gpu(nodes, &validated.placement.node_selector).ok_or_else(|| Error::Waiting {
+                reason: reconciling::WAITING,
+                message: format!(
+                    "no node that matches spec.placement.nodeSelector has the label {GPU_MEMORY_LABEL}, so it is not known how much \
+                     memory a GPU has: set spec.resources.gpuMemory, or install NVIDIA's GPU feature discovery"
+                ),
+                retry: std::time::Duration::from_secs(300),
+            })?,
+        };
+        one.saturating_mul(u64::from(resources.gpus))
+    };
+    // Both sides are far below 2^53, where f64 stops being exact.
+    Ok((whole as f64 * validated.engine.utilization) as u64)
+}
+
+fn smallest_gpu(nodes: &[BTreeMap<String, String>], selector: &BTreeMap<String, String>) -> Option<u64> {
+    nodes
+        .iter()
+        .filter(|labels| selector.iter().all(|(key, value)| labels.get(key) == Some(value)))
+        .filter_map(|labels| labels.get(GPU_MEMORY_LABEL)?.parse::<u64>().ok())
+        .filter(|mebibytes| *mebibytes > 0)
+        .min()
+        .map(|mebibytes| mebibytes.saturating_mul(1 << 20))
+}
+
+/// Hash of all that a plan is made from, in two parts joined by a dot: where the model comes from, and the rest. While the
+/// first part stays the same, a moving revision stays where it was.
+pub fn inputs(validated: &ValidatedModelDeployment, budget: u64) -> String {
+    let engine = &validated.engine;
+    let rest = format!(
+        "{FORMAT} {budget} {:?} {:?} {:?} {} {} {}",
+        engine.device,
+        engine.dtype,
+        engine.max_model_len,
+        engine.max_sequences,
+        engine.max_batched_tokens,
+        engine.block_tokens
+    );
+    format!("{}.{}", source_key(&validated.source), short_hash(&rest))
+}
+
+/// The first part of [`inputs`].
+pub fn source_key(source: &SourceUri) -> String {
+    short_hash(&format!("{FORMAT} {source:?}"))
+}
+
+/// Whether a plan's model came from the same place.
+pub fn same_source(known: &ModelPlan, inputs: &str) -> bool {
+    known.inputs.split('.').next() == inputs.split('.').next()
+}
+
+/// Ten hexadecimal digits of the SHA-256 of a text.
+pub fn short_hash(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().take(5).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Makes the plan of a model that has been looked at.
+///
+/// # Errors
+/// [`Error::Invalid`] when a setting contradicts the model.
+pub fn make(
+    validated: &ValidatedModelDeployment,
+    inputs: &str,
+    budget: u64,
+    inspected: &Inspection,
+) -> Result<ModelPlan, Error> {
+    let engine = &validated.engine;
+    let plan = fairlead_model::plan(&PlanInputs {
+        config: &inspected.config,
+        weights: &inspected.weights,
+        device: engine.device,
+        dtype: engine.dtype,
+        max_model_len: engine.max_model_len,
+        block_tokens: engine.block_tokens,
+        memory_budget_bytes: budget,
+        max_sequences: engine.max_sequences,
+        max_batched_tokens: engine.max_batched_tokens,
+    })
+    .map_err(|error| match &error {
+        ModelError::InvalidSetting { field, problem } => {
+            Error::invalid(stalled::INVALID_SPEC, format!("spec.{field} {problem}"))
+        }
+        _ => Error::invalid(stalled_reason(error.reason()), error.to_string()),
+    })?;
+    Ok(ModelPlan {
+        inputs: inputs.to_owned(),
+        architecture: inspected.config.architecture.as_str().to_owned(),
+        resolved_revision: inspected.revision.clone(),
+        parameters: plan.parameters,
+        weight_bytes: plan.weight_bytes,
+        kv_bytes_per_token: plan.kv_bytes_per_token,
+        max_model_len: plan.max_model_len,
+        memory_budget_bytes: plan.memory_budget_bytes,
+        kv_cache_bytes: plan.kv_cache_bytes,
+        max_cached_tokens: plan.max_cached_tokens,
+        fits: plan.fits,
+        dtype: Some(plan.dtype.as_str().to_owned()),
+        explanation: Some(plan.explanation),
+    })
+}
+
+/// Refuses a plan that does not fit.
+///
+/// # Errors
+/// [`Error::Invalid`] with the numbers and the remedies.
+pub fn require_fit(plan: &ModelPlan) -> Result<(), Error> {
+    if plan.fits {
+        return Ok(());
+    }
+    let message = plan.explanation.clone().unwrap_or_else(|| {
+        format!("does not fit the {} bytes that a replica has: lower spec.engine.maxModelLen, or give more memory", plan.memory_budget_bytes)
+    });
+    Err(Error::invalid(stalled::DOES_NOT_FIT, message))
+}
+
+/// The constant of `condition::stalled` for a reason of the model crate.
+pub fn stalled_reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::InvalidSpec => stalled::INVALID_SPEC,
+        Reason::ModelNotFound => stalled::MODEL_NOT_FOUND,
+        Reason::ModelInvalid => stalled::MODEL_INVALID,
+        Reason::UnsupportedArchitecture => stalled::UNSUPPORTED_ARCHITECTURE,
+        Reason::DoesNotFit => stalled::DOES_NOT_FIT,
+        Reason::PodFailed => stalled::POD_FAILED,
+    }
+}

@@ -1,0 +1,60 @@
+//! A ModelRoute's status, as a pure function. The only place where one is made.
+
+use fairlead_crds::condition::ready;
+use fairlead_crds::model_route::{ModelRoute, ModelRouteStatus, SplitShare};
+use k8s_openapi::jiff::Timestamp;
+
+use super::validate::Routed;
+use crate::conditions::{Verdict, conditions};
+use crate::error::Error;
+
+/// Makes the status.
+pub fn status(
+    object: &ModelRoute,
+    before: &ModelRouteStatus,
+    outcome: &Result<Routed, Error>,
+    now: Timestamp,
+) -> ModelRouteStatus {
+    let verdict = match outcome {
+        Ok(Routed { backends }) => Verdict::Ready {
+            reason: ready::ROUTED,
+            message: match backends.as_slice() {
+                [one] => format!("requests go to {one}"),
+                several => format!("requests go to {}", several.join(", ")),
+            },
+        },
+        Err(error) => Verdict::of_error(error),
+    };
+    let effective_split = split(object);
+    let line: Vec<String> =
+        effective_split.iter().map(|share| format!("{}={}", share.backend, share.percent)).collect();
+    ModelRouteStatus {
+        observed_generation: object.metadata.generation,
+        conditions: conditions(&before.conditions, &verdict, object.metadata.generation, now),
+        model: Some(object.model_name()),
+        split: (!line.is_empty()).then(|| line.join(" ")),
+        effective_split,
+    }
+}
+
+/// Percent by weight, of the backends that have any, with at most two decimals.
+fn split(object: &ModelRoute) -> Vec<SplitShare> {
+    let total: u64 = object.weights().map(|(_, weight)| u64::from(weight)).sum();
+    if total == 0 {
+        return Vec::new();
+    }
+    object
+        .weights()
+        .filter(|(_, weight)| *weight > 0)
+        .map(|(backend, weight)| SplitShare {
+            backend: backend.name.clone(),
+            percent: percent(weight, total),
+        })
+        .collect()
+}
+
+fn percent(weight: u32, total: u64) -> String {
+    let hundredths = (u64::from(weight) * 10_000 + total / 2) / total;
+    let text = format!("{}.{:02}", hundredths / 100, hundredths % 100);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}

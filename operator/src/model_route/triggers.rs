@@ -1,0 +1,81 @@
+//! Which routes to look at again when something else has changed: a ModelDeployment that they name, or another route that
+//! claims, or claimed, their model name.
+//!
+//! The watches of both kinds feed one stream each, for their own controllers; here they also tell the route controller, after
+//! the stores are up to date. The channel is bounded: a watch waits until the route controller has taken what it was told.
+
+use fairlead_crds::condition::{READY, stalled};
+use fairlead_crds::model_deployment::ModelDeployment;
+use fairlead_crds::model_route::ModelRoute;
+use futures::StreamExt;
+use kube::ResourceExt;
+use kube::runtime::reflector::{ObjectRef, Store};
+use tokio::sync::mpsc;
+
+use crate::stores::Changes;
+
+const CAPACITY: usize = 256;
+
+/// What has changed.
+#[derive(Clone, Debug)]
+pub enum Changed {
+    /// A ModelDeployment, of this namespace and name.
+    Deployment(String, String),
+    /// A route that claims this model name.
+    Route(String),
+}
+
+/// A channel for changes.
+pub fn channel() -> (mpsc::Sender<Changed>, mpsc::Receiver<Changed>) {
+    mpsc::channel(CAPACITY)
+}
+
+/// Passes ModelDeployments on, and tells of each.
+pub fn tell_of_deployments(
+    changes: Changes<ModelDeployment>,
+    tell: mpsc::Sender<Changed>,
+) -> Changes<ModelDeployment> {
+    told(changes, tell, |it| Changed::Deployment(it.namespace().unwrap_or_default(), it.name_any()))
+}
+
+/// Passes routes on, and tells of each.
+pub fn tell_of_routes(changes: Changes<ModelRoute>, tell: mpsc::Sender<Changed>) -> Changes<ModelRoute> {
+    told(changes, tell, |it| Changed::Route(it.model_name()))
+}
+
+fn told<K: Send + 'static>(
+    changes: Changes<K>,
+    tell: mpsc::Sender<Changed>,
+    what: impl Fn(&K) -> Changed + Send + Sync + Copy + 'static,
+) -> Changes<K> {
+    changes
+        .then(move |change| {
+            let tell = tell.clone();
+            async move {
+                if let Ok(object) = &change {
+                    // Fails only when the route controller has ended, at shutdown.
+                    let _ = tell.send(what(object)).await;
+                }
+                change
+            }
+        })
+        .boxed()
+}
+
+/// The routes that a change concerns.
+pub fn concerned(changed: &Changed, routes: &Store<ModelRoute>) -> Vec<ObjectRef<ModelRoute>> {
+    let concerned = routes.state_filter(|route| match changed {
+        Changed::Deployment(namespace, name) => {
+            route.metadata.namespace.as_ref() == Some(namespace)
+                && route.spec.backends.iter().any(|backend| backend.model_deployment.as_ref() == Some(name))
+        }
+        // A route that was renamed gives a name up that is not told here; whoever waits for one looks again.
+        Changed::Route(model) => route.model_name() == *model || waits_for_name(route),
+    });
+    concerned.iter().map(|route| ObjectRef::from_obj(&**route)).collect()
+}
+
+fn waits_for_name(route: &ModelRoute) -> bool {
+    let conditions = route.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|it| it.type_ == READY && it.reason == stalled::MODEL_NAME_TAKEN)
+}

@@ -1,0 +1,125 @@
+//! Whether a ModelRoute can do what it says: pure. The schema's rules refuse most of what is refused here; who goes around
+//! them is told the same.
+
+use std::collections::BTreeSet;
+
+use fairlead_crds::condition::{READY, reconciling, stalled};
+use fairlead_crds::model_deployment::ModelDeployment;
+use fairlead_crds::model_route::{Backend, ModelRoute, ModelRouteSpec};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::dereference::Dereferenced;
+use crate::error::Error;
+
+/// A route that works: its message for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Routed {
+    /// Names of the backends that take requests.
+    pub backends: Vec<String>,
+}
+
+/// Checks a route against what is there.
+///
+/// # Errors
+/// [`Error::Invalid`] when only a person can help, [`Error::Waiting`] while a backend with a weight is not ready.
+pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Error> {
+    let ModelRouteSpec { model: _, backends } = &object.spec;
+    check_backends(backends)?;
+    let takers: Vec<&Backend> =
+        object.weights().filter(|(_, weight)| *weight > 0).map(|(backend, _)| backend).collect();
+    if takers.is_empty() {
+        return Err(invalid(
+            "spec.backends: the weights sum to zero, so no request could go anywhere; give at least one backend a weight above 0",
+        ));
+    }
+    if let Some(older) =
+        found.rivals.iter().filter(|other| is_older(other, object)).min_by_key(|other| seniority(other))
+    {
+        return Err(Error::invalid(
+            stalled::MODEL_NAME_TAKEN,
+            format!(
+                "spec.model: the older route {}/{} answers to {} already; choose another name, or delete that route",
+                older.namespace().unwrap_or_default(),
+                older.name_any(),
+                object.model_name()
+            ),
+        ));
+    }
+    // A backend without a weight takes nothing now, but naming one that is not there is a mistake all the same.
+    for backend in backends {
+        let name = backend.model_deployment.as_deref().unwrap_or_default();
+        if !found.deployments.contains_key(name) {
+            return Err(Error::invalid(
+                stalled::BACKEND_NOT_FOUND,
+                format!(
+                    "spec.backends[{}].modelDeployment: there is no ModelDeployment {name} in namespace {}; create it, or correct \
+                     the name",
+                    backend.name,
+                    object.namespace().unwrap_or_default()
+                ),
+            ));
+        }
+    }
+    for backend in &takers {
+        let name = backend.model_deployment.as_deref().unwrap_or_default();
+        if let Some(why) = found.deployments.get(name).and_then(|deployment| not_ready(deployment)) {
+            return Err(Error::Waiting {
+                reason: reconciling::WAITING,
+                message: format!("backend {}: ModelDeployment {name} is not ready: {why}", backend.name),
+                // Its becoming ready is watched.
+                retry: std::time::Duration::from_secs(600),
+            });
+        }
+    }
+    Ok(Routed { backends: takers.iter().map(|backend| backend.name.clone()).collect() })
+}
+
+fn check_backends(backends: &[Backend]) -> Result<(), Error> {
+    if backends.is_empty() {
+        return Err(invalid("spec.backends is empty; name at least one"));
+    }
+    let mut names = BTreeSet::new();
+    for Backend { name, model_deployment, endpoints, weight: _ } in backends {
+        if !names.insert(name) {
+            return Err(invalid(format!("spec.backends: two are named {name}; give each its own name")));
+        }
+        if !endpoints.is_empty() {
+            return Err(invalid(format!(
+                "spec.backends[{name}].endpoints is for a gateway that runs by hand (fairlead-gateway serve --manifests); in a \
+                 cluster name a modelDeployment instead"
+            )));
+        }
+        if model_deployment.is_none() {
+            return Err(invalid(format!(
+                "spec.backends[{name}].modelDeployment is missing; name a ModelDeployment"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::invalid(stalled::INVALID_SPEC, message)
+}
+
+/// Why a ModelDeployment can't take requests, or `None` when it can. What its status says of an earlier spec does not count.
+fn not_ready(deployment: &ModelDeployment) -> Option<String> {
+    let status = deployment.status.as_ref();
+    let ready = status.and_then(|status| status.conditions.iter().find(|it| it.type_ == READY));
+    match ready {
+        Some(ready) if status.and_then(|it| it.observed_generation) == deployment.metadata.generation => {
+            (ready.status != "True").then(|| format!("{}: {}", ready.reason, ready.message))
+        }
+        _ => Some("it has not been looked at yet".to_owned()),
+    }
+}
+
+fn is_older(one: &ModelRoute, other: &ModelRoute) -> bool {
+    seniority(one) < seniority(other)
+}
+
+/// The smallest has the name: by creation, then by namespace and name.
+fn seniority(route: &ModelRoute) -> (Option<Timestamp>, String, String) {
+    (route.creation_timestamp().map(|time| time.0), route.namespace().unwrap_or_default(), route.name_any())
+}
