@@ -1,0 +1,150 @@
+//! What clients may send, what pods get of it, and where it goes.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Gateway, error_of, header, route, within};
+use crate::worker::Worker;
+
+#[tokio::test]
+async fn pods_get_the_request_as_it_was_but_for_what_is_the_gateways() {
+    let mut worker = Worker::start().await;
+    let manifests = json!({"apiVersion": "fairlead.dev/v1alpha1", "kind": "ModelRoute", "metadata": {"name": "r"},
+        "spec": {"model": "org/chat", "backends":
+            [{"name": "v1", "modelDeployment": "llama-v1", "endpoints": [worker.url()]}]}});
+    let gateway = Gateway::start(&manifests.to_string(), &[]).await;
+    let sent = r#"{"x_unknown":{"n":1.50,"model":"org/chat"},"model":"org/chat","prompt":[[1,2]],"seed":9007199254740993}"#;
+    let request = gateway
+        .post("/v1/completions", sent)
+        .header("x-request-id", "abc")
+        .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        .header("x-fairlead-model", "forged")
+        .header("x-fairlead-tenant", "forged")
+        .header("authorization", "Bearer secret");
+    let (response, call) = tokio::join!(within("an answer", request.send()), async {
+        let mut call = worker.call().await;
+        let seen = (call.head.uri.path().to_owned(), call.body.take(), call.head.headers.clone());
+        call.json(200, json!({"ok": true}));
+        seen
+    });
+    let (path, body, headers) = call;
+    let expected = sent.replacen("\"model\":\"org/chat\",\"prompt\"", "\"model\":\"llama-v1\",\"prompt\"", 1);
+    assert_eq!(
+        (path.as_str(), body),
+        ("/v1/completions", serde_json::from_str::<Value>(&expected).expect("JSON"))
+    );
+    assert_eq!(headers["x-fairlead-model"], "org/chat");
+    assert_eq!(headers["x-request-id"], "abc");
+    assert_eq!(headers["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    assert!(!headers.contains_key("x-fairlead-tenant") && !headers.contains_key("authorization"));
+    let response = response.expect("an answer");
+    assert_eq!(header(&response, "x-request-id"), "abc");
+    assert_eq!(header(&response, "x-fairlead-route"), "default/r");
+    assert_eq!(header(&response, "x-fairlead-backend"), "v1");
+    assert_eq!(header(&response, "x-fairlead-endpoint"), worker.address.to_string());
+}
+
+#[tokio::test]
+async fn requests_split_by_weight() {
+    const REQUESTS: u32 = 600;
+    let (a, b) = (Worker::start().await.answer_all("a"), Worker::start().await.answer_all("b"));
+    let gateway =
+        Gateway::start(&route("chat", &[("a", 80, &[&a.url()]), ("b", 20, &[&b.url()])]), &[]).await;
+    for _ in 0..REQUESTS {
+        let response = gateway.chat("chat", false).await;
+        let backend = header(&response, "x-fairlead-backend").to_owned();
+        let body: Value = response.json().await.expect("JSON");
+        assert_eq!(body["from"], backend.as_str());
+    }
+    assert_eq!(a.count() + b.count(), REQUESTS);
+    // Binomial(600, 0.2): sigma is 9.8, so five sigma is 49.
+    assert!(b.count().abs_diff(120) <= 49, "{} of {REQUESTS}", b.count());
+}
+
+#[tokio::test]
+async fn bad_requests_are_4xx_in_openais_shape_naming_the_field() {
+    let worker = Worker::start().await.answer_all("never");
+    let manifests = route("chat", &[("v1", 1, &[&worker.url()])]);
+    let gateway = Gateway::start(&manifests, &["--max-request-bytes", "1Ki"]).await;
+    let messages = r#""messages":[{"role":"user","content":"x"}]"#;
+    let cases = [
+        ("{not json".to_owned(), 400, Value::Null, "JSON"),
+        (String::new(), 400, Value::Null, "empty"),
+        (format!("{{{messages}}}"), 400, json!("model"), "model"),
+        (format!(r#"{{"model":"chat",{messages},"max_tokens":-5}}"#), 400, json!("max_tokens"), "max_tokens"),
+        (r#"{"model":"chat","messages":"hi"}"#.to_owned(), 400, json!("messages"), "messages"),
+        (format!(r#"{{"model":"nope",{messages}}}"#), 404, json!("model"), "GET /v1/models"),
+        (
+            format!(r#"{{"model":"chat",{messages},"x":"{}"}}"#, "y".repeat(2000)),
+            413,
+            Value::Null,
+            "1024 bytes",
+        ),
+    ];
+    for (body, status, param, words) in cases {
+        let response = within("an answer", gateway.post("/v1/chat/completions", body.clone()).send())
+            .await
+            .expect("one");
+        assert_eq!(response.status().as_u16(), status, "{body}");
+        assert!(!header(&response, "x-request-id").is_empty());
+        let error = error_of(response).await;
+        assert_eq!(error["param"], param, "{error}");
+        assert!(error["message"].as_str().expect("text").contains(words), "{error}");
+    }
+    // Without a content-length too: the limit counts what comes.
+    let chunks = futures::stream::iter((0..100).map(|_| Ok::<_, std::io::Error>(vec![b' '; 100])));
+    let response =
+        gateway.post("/v1/chat/completions", reqwest::Body::wrap_stream(chunks)).send().await.expect("one");
+    assert_eq!(response.status(), 413);
+    let compressed =
+        gateway.post("/v1/chat/completions", "x").header("content-encoding", "gzip").send().await;
+    assert_eq!(compressed.expect("one").status(), 415);
+    assert_eq!(worker.count(), 0, "no bad request reaches a pod");
+    let refused = gateway.metric("fairlead_gateway_requests_total", "code=\"ClientError\"").await;
+    assert_eq!(refused, 9.0);
+}
+
+#[tokio::test]
+async fn other_paths_and_methods_are_refused_in_openais_shape() {
+    let gateway = Gateway::start(&route("chat", &[("v1", 1, &["http://127.0.0.1:1"])]), &[]).await;
+    let (status, body) = gateway.get("/v1/embeddings").await;
+    assert_eq!((status, &body["error"]["code"]), (404, &json!("not_found")));
+    let (status, _) = gateway.get("/metrics").await;
+    assert_eq!(status, 404, "metrics are not for clients");
+    let response = gateway.client.get(gateway.url("/v1/chat/completions")).send().await.expect("an answer");
+    assert_eq!((response.status().as_u16(), header(&response, "allow")), (405, "POST"));
+    assert_eq!(error_of(response).await["code"], "method_not_allowed");
+    let response = gateway.client.delete(gateway.url("/v1/models/chat")).send().await.expect("an answer");
+    assert_eq!((response.status().as_u16(), header(&response, "allow")), (405, "GET"));
+}
+
+#[tokio::test]
+async fn models_are_listed() {
+    let backends: [(&str, u32, &[&str]); 1] = [("v1", 1, &["http://127.0.0.1:1"])];
+    let with_slash = route("b", &backends).replace("\"spec\":{", "\"spec\":{\"model\":\"org/b\",");
+    let gateway = Gateway::start(&format!("{}{with_slash}", route("a", &backends)), &[]).await;
+    let (status, list) = gateway.get("/v1/models").await;
+    assert_eq!((status, &list["object"]), (200, &json!("list")));
+    let ids: Vec<_> =
+        list["data"].as_array().expect("data").iter().map(|model| model["id"].as_str()).collect();
+    assert_eq!(ids, [Some("a"), Some("org/b")]);
+    for path in ["/v1/models/org/b", "/v1/models/org%2Fb"] {
+        assert_eq!(gateway.get(path).await.1["id"], "org/b");
+    }
+    let (status, body) = gateway.get("/v1/models/zzz").await;
+    assert_eq!((status, &body["error"]["code"]), (404, &json!("model_not_found")));
+}
+
+#[tokio::test]
+async fn more_requests_than_allowed_are_told_to_come_back() {
+    let mut worker = Worker::start().await;
+    let gateway =
+        Gateway::start(&route("chat", &[("v1", 1, &[&worker.url()])]), &["--max-in-flight", "1"]).await;
+    let (first, ()) = tokio::join!(gateway.chat("chat", false), async {
+        let call = worker.call().await;
+        let second = gateway.chat("chat", false).await;
+        assert_eq!((second.status().as_u16(), header(&second, "retry-after")), (503, "1"));
+        assert_eq!(error_of(second).await["code"], "gateway_overloaded");
+        call.json(200, json!({}));
+    });
+    assert_eq!(first.status(), 200);
+}
