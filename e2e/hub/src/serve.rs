@@ -1,7 +1,7 @@
 //! The hub's HTTP server.
 //!
-//! `/api/models/{org}/{name}[/revision/{revision}]` lists a revision, `/{org}/{name}/resolve/{revision}/{file}` serves a file,
-//! `/_hub/requests` (GET, DELETE) is the request log, `/_hub/faults` (GET takes none; POST one fault, DELETE all) the faults,
+//! `/api/models/{org}/{name}[/revision/{revision}]` and `…/tree/{revision}` list a revision, `/{org}/{name}/resolve/{revision}/{file}` serves a file,
+//! `/_hub/requests` (GET, DELETE) is the request log, `/_hub/faults` (POST one, DELETE all) the faults,
 //! `/healthz` says that it lives.
 
 use std::io::SeekFrom;
@@ -152,6 +152,7 @@ fn router(hub: Arc<Hub>) -> Router {
         .route("/_hub/faults", post(add_fault).delete(clear_faults))
         .route("/api/models/{org}/{name}", get(model_info_main))
         .route("/api/models/{org}/{name}/revision/{*revision}", get(model_info))
+        .route("/api/models/{org}/{name}/tree/{revision}", get(tree))
         .route("/{org}/{name}/resolve/{revision}/{*file}", get(resolve))
         .with_state(hub)
 }
@@ -216,6 +217,30 @@ fn sibling(file: &RepositoryFile, with_blobs: bool) -> Value {
         sibling["lfs"] = json!({"sha256": file.sha256, "size": file.size, "pointerSize": 134});
     }
     sibling
+}
+
+/// All files of a revision, as a recursive tree listing gives them; `huggingface_hub` takes snapshots by it.
+async fn tree(
+    State(hub): State<Arc<Hub>>,
+    Path((org, name, revision)): Path<(String, String, String)>,
+    request: Parts,
+) -> Response {
+    let answer = async {
+        refuse_if_asked(hub.faults.take_status(request.uri.path()).as_ref())?;
+        let found = admit(&hub, &request, &org, &name, &revision).await?;
+        Ok(Json(found.files.iter().map(tree_entry).collect::<Vec<_>>()).into_response())
+    };
+    let response = answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response());
+    logged(&hub, &request, response, false)
+}
+
+fn tree_entry(file: &RepositoryFile) -> Value {
+    let mut entry =
+        json!({"type": "file", "path": file.path, "size": file.size, "oid": file.sha256.get(..40)});
+    if file.is_large() {
+        entry["lfs"] = json!({"oid": file.sha256, "size": file.size, "pointerSize": 134});
+    }
+    entry
 }
 
 async fn resolve(
