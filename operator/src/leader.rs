@@ -18,11 +18,16 @@ use tokio_util::sync::CancellationToken;
 pub const LEASE_NAME: &str = "fairlead-operator";
 
 /// How long a Lease holds without being renewed, for those who wait for it.
-const HOLDS: Duration = Duration::from_secs(15);
+const HOLDS: Duration = Duration::from_secs(30);
 /// How long a leader that can't renew goes on leading; shorter than [`HOLDS`].
-const GIVES_UP_AFTER: Duration = Duration::from_secs(10);
+const GIVES_UP_AFTER: Duration = Duration::from_secs(22);
+/// How long one attempt to renew may take; several fit into [`GIVES_UP_AFTER`].
+const ATTEMPT: Duration = Duration::from_secs(6);
 /// Between two looks at the Lease.
 const RETRY: Duration = Duration::from_secs(2);
+
+// A leader that gives up stops its controllers within four seconds (`run`), which must be over before the Lease is.
+const _: () = assert!(GIVES_UP_AFTER.as_secs() + 4 < HOLDS.as_secs());
 
 /// One candidate.
 pub struct Candidate {
@@ -104,8 +109,7 @@ impl Candidate {
                 () = tokio::time::sleep(RETRY) => {}
             }
             let begun = Instant::now();
-            let attempt =
-                tokio::time::timeout(GIVES_UP_AFTER.saturating_sub(renewed.elapsed()), self.renew()).await;
+            let attempt = tokio::time::timeout(ATTEMPT, self.renew()).await;
             match attempt {
                 Ok(Ok(true)) => renewed = begun,
                 Ok(Ok(false)) => {

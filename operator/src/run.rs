@@ -92,10 +92,9 @@ async fn lead(
     let mut deployments = tokio::spawn(deployments);
     let mut routes = tokio::spawn(routes);
     let filled = tokio::spawn(async move {
-        if stores.wait_until_ready().await.is_ok() {
-            ready.store(true, Ordering::Relaxed);
-            tracing::info!("caches are filled");
-        }
+        stores.wait_until_ready().await;
+        ready.store(true, Ordering::Relaxed);
+        tracing::info!("caches are filled");
     });
     let led = tokio::select! {
         led = candidate.keep(stop) => led,

@@ -3,22 +3,25 @@
 
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fairlead_crds::MODEL_DEPLOYMENT_LABEL;
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::PartialObjectMeta;
-use kube::runtime::reflector::store::{Writer, WriterDropped};
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, predicates, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 /// Every store. Cloning is cheap.
 #[derive(Clone)]
@@ -43,7 +46,35 @@ pub struct Stores {
     pub pods: Store<Pod>,
     /// Every node's metadata: the labels say how much memory its GPUs have.
     pub nodes: Store<PartialObjectMeta<Node>>,
+    filled: Arc<Filled>,
 }
+
+/// Counts the stores that have not been filled yet.
+#[derive(Debug)]
+struct Filled {
+    missing: AtomicUsize,
+    done: CancellationToken,
+}
+
+impl Filled {
+    /// For this many stores.
+    fn new(stores: usize) -> Arc<Self> {
+        let filled = Self { missing: AtomicUsize::new(stores), done: CancellationToken::new() };
+        if stores == 0 {
+            filled.done.cancel();
+        }
+        Arc::new(filled)
+    }
+
+    fn one_more(&self) {
+        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done.cancel();
+        }
+    }
+}
+
+/// Stores in [`Stores`].
+const STORES: usize = 10;
 
 /// Objects as they come and go; the store is up to date before an object is yielded.
 pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -76,16 +107,17 @@ pub struct Watches {
 pub fn open(client: &Client) -> (Stores, Watches) {
     let every = watcher::Config::default();
     let ours = watcher::Config::default().labels(MODEL_DEPLOYMENT_LABEL);
-    let (model_deployments, model_deployment_changes) = reflect(client, every.clone());
-    let (model_routes, model_route_changes) = reflect(client, every.clone());
-    let (deployments, deployment_changes) = reflect(client, ours.clone());
-    let (services, service_changes) = reflect(client, ours.clone());
-    let (config_maps, config_map_changes) = reflect(client, ours.clone());
-    let (service_accounts, service_account_changes) = reflect(client, ours.clone());
-    let (pod_disruption_budgets, pod_disruption_budget_changes) = reflect(client, ours.clone());
-    let (jobs, job_changes) = reflect(client, ours.clone());
-    let (pods, pod_changes) = reflect(client, ours);
-    let (nodes, node_changes) = reflect::<PartialObjectMeta<Node>>(client, every);
+    let filled = Filled::new(STORES);
+    let (model_deployments, model_deployment_changes) = reflect(client, every.clone(), &filled);
+    let (model_routes, model_route_changes) = reflect(client, every.clone(), &filled);
+    let (deployments, deployment_changes) = reflect(client, ours.clone(), &filled);
+    let (services, service_changes) = reflect(client, ours.clone(), &filled);
+    let (config_maps, config_map_changes) = reflect(client, ours.clone(), &filled);
+    let (service_accounts, service_account_changes) = reflect(client, ours.clone(), &filled);
+    let (pod_disruption_budgets, pod_disruption_budget_changes) = reflect(client, ours.clone(), &filled);
+    let (jobs, job_changes) = reflect(client, ours.clone(), &filled);
+    let (pods, pod_changes) = reflect(client, ours, &filled);
+    let (nodes, node_changes) = reflect::<PartialObjectMeta<Node>>(client, every, &filled);
     (
         Stores {
             model_deployments,
@@ -98,6 +130,7 @@ pub fn open(client: &Client) -> (Stores, Watches) {
             jobs,
             pods,
             nodes,
+            filled,
         },
         Watches {
             model_deployments: model_deployment_changes.boxed(),
@@ -119,30 +152,31 @@ pub fn open(client: &Client) -> (Stores, Watches) {
 fn reflect<K>(
     client: &Client,
     config: watcher::Config,
+    filled: &Arc<Filled>,
 ) -> (Store<K>, impl Stream<Item = Result<K, watcher::Error>> + Send + 'static)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
-    (store, watcher(Api::all(client.clone()), config).default_backoff().reflect(writer).touched_objects())
+    let mut filled = Some(filled.clone());
+    let events = watcher(Api::all(client.clone()), config).default_backoff().reflect(writer).inspect_ok(
+        move |event| {
+            if matches!(event, watcher::Event::InitDone)
+                && let Some(filled) = filled.take()
+            {
+                filled.one_more();
+            }
+        },
+    );
+    (store, events.touched_objects())
 }
 
 impl Stores {
     /// Waits until each store has been filled once.
     ///
-    /// # Errors
-    /// When a watch has ended, which happens at shutdown.
-    pub async fn wait_until_ready(&self) -> Result<(), WriterDropped> {
-        self.model_deployments.wait_until_ready().await?;
-        self.model_routes.wait_until_ready().await?;
-        self.deployments.wait_until_ready().await?;
-        self.services.wait_until_ready().await?;
-        self.config_maps.wait_until_ready().await?;
-        self.service_accounts.wait_until_ready().await?;
-        self.pod_disruption_budgets.wait_until_ready().await?;
-        self.jobs.wait_until_ready().await?;
-        self.pods.wait_until_ready().await?;
-        self.nodes.wait_until_ready().await
+    /// kube's own `Store::wait_until_ready` wakes only one of several waiters, and the controllers wait for some stores too.
+    pub async fn wait_until_ready(&self) {
+        self.filled.done.cancelled().await;
     }
 
     /// Stores that hold nothing, and what fills them; for tests.
@@ -175,6 +209,7 @@ impl Stores {
                 jobs,
                 pods,
                 nodes,
+                filled: Filled::new(0),
             },
             Writers {
                 model_deployments: model_deployments_writer,
@@ -208,7 +243,7 @@ pub struct Writers {
 }
 
 /// The object of a namespace and name, if it is there.
-pub fn get<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<std::sync::Arc<K>>
+pub fn get<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<Arc<K>>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
     K::DynamicType: Eq + Hash + Clone + Default,

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::metrics::{Kind, Outcome};
+use crate::metrics::Kind;
 use crate::stores::Changes;
 
 /// Whose changes lead to a reconcile.
@@ -84,16 +84,14 @@ fn of_pod(pod: &Pod) -> Option<ObjectRef<ModelDeployment>> {
 
 async fn measured(object: Arc<ModelDeployment>, context: Arc<Context>) -> Result<Action, Error> {
     let begun = Instant::now();
-    if context.stores.wait_until_ready().await.is_err() {
-        return Ok(Action::await_change());
-    }
+    context.stores.wait_until_ready().await;
     let result = super::reconcile(object.clone(), context.clone()).await;
-    let outcome = result.as_ref().map_or_else(Error::category, |_| Outcome::Success);
+    let outcome = result.as_ref().map_or_else(Error::category, |(_, outcome)| *outcome);
     context.metrics.reconciled(Kind::ModelDeployment, outcome, begun.elapsed());
     if result.is_ok() {
         context.backoff.succeeded(&key(&object));
     }
-    result
+    result.map(|(action, _)| action)
 }
 
 fn failed(object: Arc<ModelDeployment>, error: &Error, context: Arc<Context>) -> Action {

@@ -25,6 +25,8 @@ const ASKED: usize = 8;
 /// What the stores have.
 #[derive(Clone, Default)]
 pub struct Dereferenced {
+    /// Replicas that a new Deployment starts with.
+    pub initial_replicas: i32,
     /// The Deployment.
     pub deployment: Option<Arc<Deployment>>,
     /// The Service.
@@ -62,6 +64,7 @@ pub fn dereference(object: &ModelDeployment, context: &Context) -> Dereferenced 
         Vec::new()
     };
     Dereferenced {
+        initial_replicas: object.spec.replicas.unwrap_or(1),
         deployment: get(&stores.deployments, &namespace, &name),
         service: get(&stores.services, &namespace, &name),
         config_map: get(&stores.config_maps, &namespace, &format!("{name}-config")),
@@ -84,7 +87,13 @@ impl Dereferenced {
             let template = deployment.as_ref()?.spec.as_ref()?.template.metadata.as_ref()?;
             template.labels.as_ref()?.get(REVISION_LABEL).cloned()
         });
-        Seen { deployment, revision, pods: self.pods.clone(), startup: BTreeMap::new() }
+        Seen {
+            deployment,
+            revision,
+            initial_replicas: self.initial_replicas,
+            pods: self.pods.clone(),
+            startup: BTreeMap::new(),
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use kube::{Resource, ResourceExt};
 use crate::context::Context;
 use crate::error::Error;
 use crate::events;
+use crate::metrics::Outcome;
 use dereference::Dereferenced;
 use observe::Observation;
 
@@ -39,10 +40,13 @@ const NOW_AND_THEN: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 /// Only what asks for backoff; everything else is in the status already.
-pub async fn reconcile(object: Arc<ModelDeployment>, context: Arc<Context>) -> Result<Action, Error> {
+pub async fn reconcile(
+    object: Arc<ModelDeployment>,
+    context: Arc<Context>,
+) -> Result<(Action, Outcome), Error> {
     if object.metadata.deletion_timestamp.is_some() {
         // The children are owned, so Kubernetes removes them.
-        return Ok(Action::await_change());
+        return Ok((Action::await_change(), Outcome::Success));
     }
     let found = dereference::dereference(&object, &context);
     let mut plan = None;
@@ -56,9 +60,12 @@ pub async fn reconcile(object: Arc<ModelDeployment>, context: Arc<Context>) -> R
         write_status(&object, &context, plan, &observation, &outcome).await?;
     }
     match outcome {
-        Ok(observation) if observation.starting => Ok(Action::requeue(WHILE_STARTING)),
-        Ok(_) => Ok(Action::requeue(NOW_AND_THEN)),
-        Err(error) => error.action().ok_or(error),
+        Ok(observation) if observation.starting => Ok((Action::requeue(WHILE_STARTING), Outcome::Success)),
+        Ok(_) => Ok((Action::requeue(NOW_AND_THEN), Outcome::Success)),
+        Err(error) => match error.action() {
+            Some(action) => Ok((action, error.category())),
+            None => Err(error),
+        },
     }
 }
 

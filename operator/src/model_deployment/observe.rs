@@ -21,6 +21,8 @@ pub struct Seen {
     pub deployment: Option<Deployment>,
     /// The wanted revision.
     pub revision: Option<String>,
+    /// Replicas that a new Deployment starts with.
+    pub initial_replicas: i32,
     /// Engine pods of every revision.
     pub pods: Vec<Arc<Pod>>,
     /// What starting pods said, by name.
@@ -50,9 +52,9 @@ pub struct Observation {
 
 /// Makes the observation.
 pub fn observe(seen: &Seen) -> Observation {
-    let Seen { deployment, revision, pods, startup } = seen;
+    let Seen { deployment, revision, initial_replicas, pods, startup } = seen;
     let spec = deployment.as_ref().and_then(|it| it.spec.as_ref());
-    let wanted = spec.map_or(0, |spec| spec.replicas.unwrap_or(1));
+    let wanted = spec.map_or(*initial_replicas, |spec| spec.replicas.unwrap_or(1));
     let live: Vec<&Pod> = pods.iter().map(|pod| &**pod).filter(|pod| !is_over(pod)).collect();
     let (current, older): (Vec<&Pod>, Vec<&Pod>) =
         live.into_iter().partition(|pod| is_current(pod, revision.as_deref()));
@@ -152,6 +154,11 @@ pub fn trouble(pod: &Pod) -> Option<String> {
             return None;
         }
         let message = waiting.message.as_deref().unwrap_or_default();
+        // The kubelet alternates between the two; told alike, they cause no writes.
+        if matches!(reason, "ErrImagePull" | "ImagePullBackOff") {
+            let (_, why) = message.rsplit_once("ErrImagePull: ").unwrap_or(("", message));
+            return Some(format!("pod {name}: image {} can't be pulled: {why}", container.image));
+        }
         Some(format!("pod {name}: {reason}: {message}").trim_end_matches([':', ' ']).to_owned())
     })
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::triggers::{self, Changed};
 use crate::context::Context;
 use crate::error::Error;
-use crate::metrics::{Kind, Outcome};
+use crate::metrics::Kind;
 use crate::stores::Changes;
 
 /// Reconciles until `stop`, then until the reconciles that have begun are done.
@@ -46,16 +46,14 @@ pub async fn run(
 
 async fn measured(object: Arc<ModelRoute>, context: Arc<Context>) -> Result<Action, Error> {
     let begun = Instant::now();
-    if context.stores.wait_until_ready().await.is_err() {
-        return Ok(Action::await_change());
-    }
+    context.stores.wait_until_ready().await;
     let result = super::reconcile(object.clone(), context.clone()).await;
-    let outcome = result.as_ref().map_or_else(Error::category, |_| Outcome::Success);
+    let outcome = result.as_ref().map_or_else(Error::category, |(_, outcome)| *outcome);
     context.metrics.reconciled(Kind::ModelRoute, outcome, begun.elapsed());
     if result.is_ok() {
         context.backoff.succeeded(&key(&object));
     }
-    result
+    result.map(|(action, _)| action)
 }
 
 fn failed(object: Arc<ModelRoute>, error: &Error, context: Arc<Context>) -> Action {

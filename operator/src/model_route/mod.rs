@@ -21,6 +21,7 @@ use kube::{Resource, ResourceExt};
 use crate::context::Context;
 use crate::error::Error;
 use crate::events;
+use crate::metrics::Outcome;
 
 /// A look at an object that nothing has happened to, in case a watch has missed something.
 const NOW_AND_THEN: Duration = Duration::from_secs(600);
@@ -29,9 +30,9 @@ const NOW_AND_THEN: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 /// Only what asks for backoff; everything else is in the status already.
-pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result<Action, Error> {
+pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result<(Action, Outcome), Error> {
     if object.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok((Action::await_change(), Outcome::Success));
     }
     let found = dereference::dereference(&object, &context.stores);
     let outcome = validate::validate(&object, &found);
@@ -47,7 +48,10 @@ pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result
     }
     // Whatever would change the outcome is watched.
     match outcome {
-        Ok(_) => Ok(Action::requeue(NOW_AND_THEN)),
-        Err(error) => error.action().ok_or(error),
+        Ok(_) => Ok((Action::requeue(NOW_AND_THEN), Outcome::Success)),
+        Err(error) => match error.action() {
+            Some(action) => Ok((action, error.category())),
+            None => Err(error),
+        },
     }
 }

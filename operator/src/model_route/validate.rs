@@ -66,7 +66,7 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
         if let Some(why) = found.deployments.get(name).and_then(|deployment| not_ready(deployment)) {
             return Err(Error::Waiting {
                 reason: reconciling::WAITING,
-                message: format!("backend {}: ModelDeployment {name} is not ready: {why}", backend.name),
+                message: format!("backend {}: ModelDeployment {name} is not ready ({why})", backend.name),
                 // Its becoming ready is watched.
                 retry: std::time::Duration::from_secs(600),
             });
@@ -109,9 +109,10 @@ fn not_ready(deployment: &ModelDeployment) -> Option<String> {
     let ready = status.and_then(|status| status.conditions.iter().find(|it| it.type_ == READY));
     match ready {
         Some(ready) if status.and_then(|it| it.observed_generation) == deployment.metadata.generation => {
-            (ready.status != "True").then(|| format!("{}: {}", ready.reason, ready.message))
+            // Its message is left where it is: it changes often, and this one would with it.
+            (ready.status != "True").then(|| ready.reason.clone())
         }
-        _ => Some("it has not been looked at yet".to_owned()),
+        _ => Some("not looked at yet".to_owned()),
     }
 }
 
