@@ -67,17 +67,15 @@ impl TorchBackend {
             return Err(LoadError::Setting { field: "kvCache.blockTokens", problem });
         }
         let config = read_config(folder)?;
-        let device = options.device.torch();
         let dtype = options.dtype.unwrap_or_else(|| options.device.kind().auto_dtype());
         let (model, weights) =
-            LlamaModel::load(folder, &config, dtype, device, options.block_tokens, progress)?;
-        let kind = crate::device::torch_kind(dtype);
+            LlamaModel::load(folder, &config, dtype, options.device, options.block_tokens, progress)?;
         let cache =
-            KvCache::allocate(&config, dtype, kind, device, options.block_tokens, options.kv_cache_bytes)?;
+            KvCache::allocate(&config, dtype, options.device, options.block_tokens, options.kv_cache_bytes)?;
         tracing::info!(
             parameters = weights.parameters,
             %dtype,
-            device = ?device,
+            device = ?options.device.kind(),
             threads = tch::get_num_threads(),
             kv_blocks = cache.capacity().blocks,
             seconds = started.elapsed().as_secs_f64(),

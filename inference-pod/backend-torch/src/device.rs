@@ -5,6 +5,7 @@ use fairlead_torch_shim::{DeviceRequest, start_device};
 use tch::{Device, Kind};
 
 use crate::error::LoadError;
+use crate::memory;
 
 /// A started device. Copies are the same device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,27 @@ impl ComputeDevice {
     #[must_use]
     pub fn kind(self) -> DeviceKind {
         if self.0.is_cuda() { DeviceKind::Gpu } else { DeviceKind::Cpu }
+    }
+
+    /// Bytes of memory that weights and cache could still take on a CPU: what the system has or the container's limit leaves,
+    /// whichever is less. `None` on a GPU, whose memory libtorch's Rust binding does not tell.
+    #[must_use]
+    pub fn available_memory(self) -> Option<u64> {
+        match self.kind() {
+            DeviceKind::Cpu => memory::available(),
+            DeviceKind::Gpu => None,
+        }
+    }
+
+    /// Refuses to begin what would get the process killed; `doing` completes "while …".
+    pub(crate) fn require_memory(self, needed: u64, doing: &'static str) -> Result<(), LoadError> {
+        match self.available_memory() {
+            Some(available) if available < needed => Err(LoadError::OutOfMemory {
+                doing,
+                message: format!("it takes {needed} bytes and {available} are left"),
+            }),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn torch(self) -> Device {

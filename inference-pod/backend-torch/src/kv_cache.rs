@@ -5,8 +5,9 @@
 
 use fairlead_engine::backend::KvCapacity;
 use fairlead_model::{ModelConfig, RunDtype};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
+use crate::device::{ComputeDevice, torch_kind};
 use crate::error::LoadError;
 
 /// Keys and values of all layers.
@@ -30,8 +31,7 @@ impl KvCache {
     pub(crate) fn allocate(
         config: &ModelConfig,
         dtype: RunDtype,
-        kind: Kind,
-        device: Device,
+        device: ComputeDevice,
         block_tokens: u32,
         bytes: u64,
     ) -> Result<Self, LoadError> {
@@ -51,6 +51,9 @@ impl KvCache {
                 ),
             });
         }
+        let needed = u64::from(blocks) * block_bytes;
+        device.require_memory(needed, "making the KV cache")?;
+        let (kind, device) = (torch_kind(dtype), device.torch());
         let slots = i64::from(blocks) * i64::from(block_tokens);
         let shape = [slots, i64::from(config.num_key_value_heads), i64::from(config.head_dim)];
         let layers = (0..config.num_hidden_layers)

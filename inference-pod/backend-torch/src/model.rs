@@ -7,7 +7,7 @@ use fairlead_model::{ModelConfig, RunDtype, WeightsSummary};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::attention::{HeadShape, LibtorchAttention, PagedAttention, SelfAttention};
-use crate::device::torch_kind;
+use crate::device::{ComputeDevice, torch_kind};
 use crate::error::LoadError;
 use crate::kv_cache::KvCache;
 use crate::layers::{Linear, Mlp, RmsNorm};
@@ -41,12 +41,12 @@ impl LlamaModel {
         folder: &Path,
         config: &ModelConfig,
         dtype: RunDtype,
-        device: Device,
+        device: ComputeDevice,
         block_tokens: u32,
         progress: Progress<'_>,
     ) -> Result<(Self, WeightsSummary), LoadError> {
-        let kind = torch_kind(dtype);
-        let mut weights = Weights::open(folder, config, kind, device, progress)?;
+        let mut weights = Weights::open(folder, config, dtype, device, progress)?;
+        let (kind, device) = (torch_kind(dtype), device.torch());
         let embedding = weights.load(EMBEDDING)?;
         let layers = (0..config.num_hidden_layers)
             .map(|layer| Layer::load(&mut weights, &format!("model.layers.{layer}"), config))

@@ -12,11 +12,13 @@ use std::path::{Path, PathBuf};
 use fairlead_model::config::CONFIG_FILE;
 use fairlead_model::index::{INDEX_FILE, SINGLE_FILE};
 use fairlead_model::{
-    Checkpoint, ModelConfig, ModelError, SafetensorsHeader, SafetensorsIndex, StoredDtype, WeightsSummary,
+    Checkpoint, ModelConfig, ModelError, RunDtype, SafetensorsHeader, SafetensorsIndex, StoredDtype,
+    WeightsSummary,
 };
 use fairlead_torch_shim::{MappedTensor, WeightFile};
 use tch::{Device, Kind, Tensor};
 
+use crate::device::{ComputeDevice, torch_kind};
 use crate::error::LoadError;
 
 /// Called while weights load, with bytes read so far and bytes in all.
@@ -41,12 +43,13 @@ pub(crate) struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// Maps the files and checks that every tensor of the model is there, in its shape, and that no file is cut short.
+    /// Maps the files and checks that every tensor of the model is there, in its shape, that no file is cut short, and
+    /// that there is memory for it.
     pub(crate) fn open(
         folder: &Path,
         config: &ModelConfig,
-        kind: Kind,
-        device: Device,
+        dtype: RunDtype,
+        device: ComputeDevice,
         progress: Progress<'a>,
     ) -> Result<Self, LoadError> {
         let index = read_optional(&folder.join(INDEX_FILE))?
@@ -66,6 +69,9 @@ impl<'a> Weights<'a> {
         }
         let checkpoint = Checkpoint::new(headers, index.as_ref())?;
         let summary = checkpoint.check(config)?;
+        let needed = summary.parameters.saturating_mul(dtype.bytes());
+        device.require_memory(needed, "loading weights")?;
+        let (kind, device) = (torch_kind(dtype), device.torch());
         Ok(Self { files, checkpoint, summary, kind, device, loaded_bytes: 0, progress })
     }
 

@@ -4,6 +4,8 @@
 //! tells the whole distribution at every position. That is also what proves that a prompt in one piece, a prompt in chunks
 //! and any mixture of sequences over scattered blocks give the same answer.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a panic is a test's verdict
+
 mod common;
 
 use common::{Case, Driver, Span};
@@ -50,7 +52,11 @@ fn a_prompt_in_one_piece_and_greedy_decoding_agree() {
             let sequence = driver.add(&expected.prompt, length + 16);
             let step = driver.run(&[Span::scored(sequence, length)]);
             expected.assert_close(name, 0, &step[0].distributions, TOLERANCE);
-            assert_eq!(driver.decode(&[sequence], step, expected.greedy.len()), [expected.greedy.clone()], "{name}");
+            assert_eq!(
+                driver.decode(&[sequence], step, expected.greedy.len()),
+                [expected.greedy.clone()],
+                "{name}"
+            );
         }
     }
 }

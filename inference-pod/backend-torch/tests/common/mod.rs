@@ -105,7 +105,8 @@ impl Expected {
 }
 
 fn log_softmax_rows(view: &TensorView<'_>) -> Vec<Vec<f32>> {
-    let numbers: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect();
+    let numbers: Vec<f32> =
+        view.data().as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect();
     let rows = numbers.chunks_exact(view.shape()[1]);
     rows.map(|row| {
         let highest = row.iter().copied().fold(f32::MIN, f32::max);
@@ -253,7 +254,9 @@ pub fn greedy() -> SampleRequest {
 /// Puts a scored span's answer into one distribution a token, and checks that its parts agree.
 fn distributions(span: &Span, answer: &SampledToken, given: &[u32], vocabulary: usize) -> Vec<Vec<f32>> {
     if !span.scored {
-        assert!(answer.logprob.is_none() && answer.top_logprobs.is_empty() && answer.prompt_logprobs.is_empty());
+        assert!(
+            answer.logprob.is_none() && answer.top_logprobs.is_empty() && answer.prompt_logprobs.is_empty()
+        );
         return Vec::new();
     }
     let by_token = |top: &[TokenLogprob]| {
