@@ -3,6 +3,10 @@
 //! Owns: the client, waiting for conditions, namespaces for tests, port-forwards, dumps of what went wrong. Must not: start
 //! or stop clusters. Called by `up`, `install`, the quickstart and the end-to-end tests.
 
+mod dump;
+mod namespace;
+mod port_forward;
+
 use std::fmt::Debug;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,6 +19,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde::de::DeserializeOwned;
 
+pub use self::dump::dump;
+pub use self::namespace::TempNamespace;
+pub use self::port_forward::PortForward;
 use crate::paths::Paths;
 
 /// How often a condition is looked at.
@@ -29,8 +36,9 @@ pub async fn default_client() -> Result<Client> {
 pub async fn client(kubeconfig: &Path) -> Result<Client> {
     // Fails only when a provider is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let parsed = Kubeconfig::read_from(kubeconfig)
-        .with_context(|| format!("reading {}: is the cluster up (`make cluster-up`)?", kubeconfig.display()))?;
+    let parsed = Kubeconfig::read_from(kubeconfig).with_context(|| {
+        format!("reading {}: is the cluster up (`make cluster-up`)?", kubeconfig.display())
+    })?;
     let mut config = Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
         .await
         .with_context(|| format!("using {}", kubeconfig.display()))?;

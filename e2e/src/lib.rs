@@ -6,8 +6,11 @@
 
 pub mod cluster;
 pub mod images;
+pub mod install;
 pub mod local;
 pub mod paths;
 pub mod progress;
+pub mod quickstart;
 pub mod shell;
+pub mod tests;
 pub mod tools;

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use fairlead_e2e::images;
+use fairlead_e2e::install;
 use fairlead_e2e::local::layout::Layout;
 use fairlead_e2e::local::{down, forwarder, lock, preflight, status, up};
 use fairlead_e2e::paths::{Paths, foreign_kubeconfig};
 use fairlead_e2e::progress::{human, say};
-use fairlead_e2e::tools;
+use fairlead_e2e::{quickstart, tests, tools};
 
 /// The local cluster, the images and the installation of Fairlead.
 #[derive(Parser)]
@@ -35,9 +37,44 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// Say whether this machine, or KUBECONFIG's cluster, can be used; changes nothing.
+    Preflight,
+    /// Build the images and load them into the cluster, or push them to IMAGE_REGISTRY where KUBECONFIG is set.
+    Images(Programs),
+    /// Install or upgrade the charts and wait until everything is available.
+    Install {
+        /// More values for the chart, as Helm's --set.
+        #[arg(long = "set")]
+        values: Vec<String>,
+    },
+    /// Remove what `install` installed.
+    Uninstall,
+    /// From a built checkout to an answered question; safe to repeat.
+    Quickstart(Programs),
+    /// Run the end-to-end tests on the cluster, with the images built and the charts installed.
+    Test {
+        #[command(flatten)]
+        programs: Programs,
+        /// Only tests whose name contains this.
+        filter: Option<String>,
+    },
     /// The forwarder that `up` starts.
     #[command(hide = true)]
     Forward(forwarder::Arguments),
+}
+
+/// Where the built programs are.
+#[derive(clap::Args)]
+struct Programs {
+    /// The folder of the built programs; by default target/release of the checkout.
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+}
+
+impl Programs {
+    fn folder(self, paths: &Paths) -> PathBuf {
+        self.bin_dir.unwrap_or_else(|| paths.root.join("target/release"))
+    }
 }
 
 fn main() -> ExitCode {
@@ -56,13 +93,26 @@ fn run(command: Command) -> Result<()> {
         return forwarder::run(&arguments);
     }
     let paths = Paths::find()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     match command {
         Command::Tools => tools::ensure(&paths).map(|tools| tools::report(&paths, &tools)),
         Command::Up => runtime.block_on(start(&paths)),
         Command::Down => stop(&paths),
         Command::Status => status::print(&paths),
         Command::Logs { dir } => status::collect(&paths, dir),
+        Command::Preflight => preflight(),
+        Command::Images(programs) => images::build_and_load(&paths, &programs.folder(&paths)),
+        Command::Install { values } => {
+            let tools = client_tools(&paths)?;
+            runtime.block_on(install::install(&paths, &tools, &values))
+        }
+        Command::Uninstall => install::uninstall(&paths, &client_tools(&paths)?.helm),
+        Command::Quickstart(programs) => runtime.block_on(quickstart::run(&paths, programs.folder(&paths))),
+        Command::Test { programs, filter } => {
+            runtime.block_on(quickstart::prepare(&paths, &programs.folder(&paths)))?;
+            tests::run(&paths, filter.as_deref())
+        }
         Command::Forward(_) => Ok(()),
     }
 }
@@ -95,6 +145,20 @@ fn stop(paths: &Paths) -> Result<()> {
     down::down(&Layout::new(paths))?;
     say("the cluster is down; nothing of it is left but its logs");
     Ok(())
+}
+
+fn preflight() -> Result<()> {
+    if foreign_kubeconfig().is_some() {
+        images::Target::find()?;
+    } else {
+        preflight::platform()?;
+    }
+    say("this machine can run what follows");
+    Ok(())
+}
+
+fn client_tools(paths: &Paths) -> Result<tools::Tools> {
+    if foreign_kubeconfig().is_some() { tools::ensure_clients(paths) } else { tools::ensure(paths) }
 }
 
 /// With KUBECONFIG set the cluster is the person's own.

@@ -24,7 +24,8 @@ impl Paths {
     pub fn find() -> Result<Self> {
         let cache = match std::env::var_os(CACHE_VARIABLE) {
             Some(folder) if !folder.is_empty() => PathBuf::from(folder),
-            _ => user_cache().context("neither FAIRLEAD_CACHE, XDG_CACHE_HOME nor HOME is set: set FAIRLEAD_CACHE")?,
+            _ => user_cache()
+                .context("neither FAIRLEAD_CACHE, XDG_CACHE_HOME nor HOME is set: set FAIRLEAD_CACHE")?,
         };
         if !cache.is_absolute() {
             bail!("FAIRLEAD_CACHE is {}: give an absolute path", cache.display());
@@ -34,7 +35,9 @@ impl Paths {
             .ancestors()
             .find(|folder| folder.join("e2e/cluster/go.mod").is_file())
             .map(Path::to_path_buf)
-            .with_context(|| format!("{} is not inside a checkout of Fairlead: cd into one", here.display()))?;
+            .with_context(|| {
+                format!("{} is not inside a checkout of Fairlead: cd into one", here.display())
+            })?;
         Ok(Self { cache, root })
     }
 

@@ -50,14 +50,22 @@ pub fn output_with_input(command: &mut Command, input: &str) -> Result<String> {
 
 /// Whether a command ends well; what it prints is thrown away.
 pub fn succeeds(command: &mut Command) -> bool {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 /// Where `program` is on the PATH (and in the sbin folders, which a person's PATH often lacks).
 pub fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/go/bin", "/usr/local/go/bin"].map(PathBuf::from))
+        .chain(
+            ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/go/bin", "/usr/local/go/bin"]
+                .map(PathBuf::from),
+        )
         .map(|folder| folder.join(program))
         .find(|candidate| candidate.is_file())
 }

@@ -43,8 +43,12 @@ pub const METRICS_SERVER: GoProgram = GoProgram {
     expected: Duration::from_secs(115),
 };
 /// The package manager that the charts are for.
-pub const HELM: GoProgram =
-    GoProgram { name: "helm", path: "helm.sh/helm/v4/cmd/helm", version: "v4.3.1", expected: Duration::from_secs(115) };
+pub const HELM: GoProgram = GoProgram {
+    name: "helm",
+    path: "helm.sh/helm/v4/cmd/helm",
+    version: "v4.3.1",
+    expected: Duration::from_secs(115),
+};
 
 /// Where the finished programs are.
 #[derive(Clone, Debug)]

@@ -127,7 +127,8 @@ fn write_layout(spec: &ImageSpec, layer: &Path, digest: &str, archive: &Path) ->
     let manifest = serde_json::to_vec(&manifest(&config, digest, size))?;
     let file = File::create(archive).with_context(|| format!("creating {}", archive.display()))?;
     let mut builder = Builder::new(BufWriter::new(file));
-    let reference = IndexEntry { name: spec.name.clone(), digest: sha256(&manifest), size: manifest.len() as u64 };
+    let reference =
+        IndexEntry { name: spec.name.clone(), digest: sha256(&manifest), size: manifest.len() as u64 };
     append_bytes(&mut builder, "oci-layout", LAYOUT_MARK)?;
     append_bytes(&mut builder, "index.json", &index(&reference)?)?;
     append_bytes(&mut builder, &blob(&reference.digest), &manifest)?;
@@ -283,7 +284,10 @@ mod tests {
         let spec = spec(folder.path());
         write_archive(&spec, &folder.path().join("one.tar")).unwrap();
         write_archive(&spec, &folder.path().join("two.tar")).unwrap();
-        assert_eq!(fs::read(folder.path().join("one.tar")).unwrap(), fs::read(folder.path().join("two.tar")).unwrap());
+        assert_eq!(
+            fs::read(folder.path().join("one.tar")).unwrap(),
+            fs::read(folder.path().join("two.tar")).unwrap()
+        );
     }
 
     #[test]

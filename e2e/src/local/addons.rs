@@ -84,7 +84,8 @@ pub fn load_images(layout: &Layout, archives: &Path, tools: &Tools) -> Result<()
 
 /// One archive per version of a program: the folder it lies in is named after it.
 fn archive(folder: &Path, program: &Path) -> Result<PathBuf> {
-    let version = program.parent().and_then(Path::file_name).context("a program lies in its version's folder")?;
+    let version =
+        program.parent().and_then(Path::file_name).context("a program lies in its version's folder")?;
     let name = program.file_name().context("a program has a file name")?;
     Ok(folder.join(format!("{}-{}.tar", version.to_string_lossy(), name.to_string_lossy())))
 }

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -49,9 +49,10 @@ impl Identity {
 
 /// Every certificate of the cluster.
 pub fn identities() -> Vec<Identity> {
-    let mut api_names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"]
-        .map(String::from)
-        .to_vec();
+    let mut api_names: Vec<String> =
+        ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"]
+            .map(String::from)
+            .to_vec();
     api_names.push(format!("kubernetes.default.svc.{DOMAIN}"));
     api_names.extend(["127.0.0.1".to_owned(), NODE_ADDRESS.to_string(), KUBERNETES_SERVICE.to_string()]);
     vec![

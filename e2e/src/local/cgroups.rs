@@ -38,7 +38,9 @@ pub fn ensure() -> Result<()> {
         for setting in ["cpuset.cpus", "cpuset.mems"] {
             let inherited = fs::read_to_string(hierarchy.join(setting)).unwrap_or_default();
             let path = folder.join(setting);
-            if !inherited.trim().is_empty() && fs::read_to_string(&path).is_ok_and(|now| now.trim().is_empty()) {
+            if !inherited.trim().is_empty()
+                && fs::read_to_string(&path).is_ok_and(|now| now.trim().is_empty())
+            {
                 fs::write(&path, inherited.trim()).with_context(|| format!("writing {}", path.display()))?;
             }
         }
@@ -70,13 +72,20 @@ pub fn remove(within: Duration) -> Result<()> {
                 let _ = fs::remove_dir(folder);
             });
         }
-        let left: Vec<PathBuf> =
-            hierarchies().into_iter().map(|hierarchy| hierarchy.join(CGROUP)).filter(|folder| folder.exists()).collect();
+        let left: Vec<PathBuf> = hierarchies()
+            .into_iter()
+            .map(|hierarchy| hierarchy.join(CGROUP))
+            .filter(|folder| folder.exists())
+            .collect();
         if left.is_empty() {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            bail!("the cgroup {} cannot be removed: processes {:?} are still in it", left[0].display(), processes());
+            bail!(
+                "the cgroup {} cannot be removed: processes {:?} are still in it",
+                left[0].display(),
+                processes()
+            );
         }
         std::thread::sleep(Duration::from_millis(50));
     }

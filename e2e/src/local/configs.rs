@@ -38,7 +38,11 @@ pub fn files(layout: &Layout) -> Vec<ConfigFile> {
         file("containerd", layout.config("containerd.toml"), containerd(layout)),
         file("containerd", layout.cni_configs().join("10-bridge.conflist"), cni(layout)),
         file("kubelet", layout.config("kubelet.yaml"), kubelet(layout)),
-        file("kubelet", layout.config("resolv.conf"), "# The cluster has no way out: there is nobody to ask.\n".into()),
+        file(
+            "kubelet",
+            layout.config("resolv.conf"),
+            "# The cluster has no way out: there is nobody to ask.\n".into(),
+        ),
         file("kube-proxy", layout.config("kube-proxy.yaml"), kube_proxy(layout)),
     ]
 }
@@ -105,6 +109,7 @@ runtime_type = "io.containerd.runc.v2"
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 SystemdCgroup = false
+Root = "{run}/runc"
 
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{CNI_PLUGINS}"
@@ -133,9 +138,11 @@ fn cni(layout: &Layout) -> String {
 }
 
 fn kubelet(layout: &Layout) -> String {
-    let (ca, cert, key) = (layout.pki("ca.crt"), layout.pki("kubelet-serving.crt"), layout.pki("kubelet-serving.key"));
+    let (ca, cert, key) =
+        (layout.pki("ca.crt"), layout.pki("kubelet-serving.crt"), layout.pki("kubelet-serving.key"));
     let (ca, cert, key) = (ca.display(), cert.display(), key.display());
-    let (resolv, socket, pod_logs) = (layout.config("resolv.conf"), layout.containerd_socket(), layout.pod_logs());
+    let (resolv, socket, pod_logs) =
+        (layout.config("resolv.conf"), layout.containerd_socket(), layout.pod_logs());
     let (resolv, socket, pod_logs) = (resolv.display(), socket.display(), pod_logs.display());
     let plugins = layout.kubelet().join("volume-plugins");
     let plugins = plugins.display();

@@ -19,7 +19,9 @@ const KUBERNETES: &str = "k8s.io";
 /// A `ctr` command for the cluster's containerd.
 pub fn ctr(layout: &Layout, arguments: &[&str]) -> Command {
     let mut command = Command::new("ctr");
-    command.args(["--address", &text(&layout.containerd_socket()), "--namespace", KUBERNETES]).args(arguments);
+    command
+        .args(["--address", &text(&layout.containerd_socket()), "--namespace", KUBERNETES])
+        .args(arguments);
     command
 }
 
@@ -63,6 +65,9 @@ mod tests {
     fn the_image_table_is_read() {
         let table = "REF                        TYPE                                       DIGEST      SIZE PLATFORMS LABELS \n\
                      localhost/fairlead-pause:1 application/vnd.oci.image.manifest.v1+json sha256:0a1b 1.5 MiB linux/amd64 -\n";
-        assert_eq!(parse_images(table), [("localhost/fairlead-pause:1".to_owned(), "sha256:0a1b".to_owned())]);
+        assert_eq!(
+            parse_images(table),
+            [("localhost/fairlead-pause:1".to_owned(), "sha256:0a1b".to_owned())]
+        );
     }
 }

@@ -12,8 +12,9 @@ use super::layout::Layout;
 use super::process::{self, Process};
 use super::{cgroups, leftovers, namespace, owner, sysctl};
 
-/// How long a program may take to end by itself.
-const GRACE: Duration = Duration::from_secs(8);
+/// How long a program may take to end by itself. Short: what it would tidy up is thrown away, and an API server waits
+/// for its watches to end.
+const GRACE: Duration = Duration::from_secs(1);
 /// How long killed containers may take to leave their cgroups.
 const CGROUPS: Duration = Duration::from_secs(10);
 
@@ -35,7 +36,7 @@ pub fn down(layout: &Layout) -> Result<()> {
     if let Some(saved) = &saved {
         sysctl::restore(saved)?;
         if !saved.namespaces_mounted {
-            leftovers::restore_namespace_folder();
+            namespace::remove_folder();
         }
     }
     if layout.state.exists() {
@@ -53,7 +54,8 @@ pub fn down(layout: &Layout) -> Result<()> {
 fn stop(layout: &Layout, names: &[&str]) -> Result<()> {
     let called = |process: &Process| {
         let executable = process.argv[0].rsplit('/').next().unwrap_or_default();
-        names.contains(&executable) || process.argv.get(1).is_some_and(|first| names.contains(&first.as_str()))
+        names.contains(&executable)
+            || process.argv.get(1).is_some_and(|first| names.contains(&first.as_str()))
     };
     let processes: Vec<Process> = process::all(layout).into_iter().filter(called).collect();
     process::stop(&processes, GRACE)

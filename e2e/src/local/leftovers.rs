@@ -50,22 +50,29 @@ fn parse_mounts(text: &str, state: &Path) -> Vec<PathBuf> {
 /// The kernel writes a blank in a mount's path as `\040`, and a few others alike.
 fn unescape(text: &str) -> PathBuf {
     let plain = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    PathBuf::from(plain.iter().fold(text.to_owned(), |text, (escaped, character)| text.replace(escaped, character)))
+    PathBuf::from(
+        plain.iter().fold(text.to_owned(), |text, (escaped, character)| text.replace(escaped, character)),
+    )
 }
 
 /// Unmounts everything below the state folder.
 pub fn unmount(layout: &Layout) -> Result<()> {
     for place in mounts(layout) {
         if umount2(&place, MntFlags::empty()).is_err() {
-            umount2(&place, MntFlags::MNT_DETACH).with_context(|| format!("unmounting {}", place.display()))?;
+            umount2(&place, MntFlags::MNT_DETACH)
+                .with_context(|| format!("unmounting {}", place.display()))?;
         }
     }
     Ok(())
 }
 
-/// Removes the pods' network namespaces, by CNI's own records of them.
+/// Removes the pods' network namespaces, by CNI's own records of them, and the records.
 pub fn remove_pod_namespaces() -> Result<()> {
     for record in cni_records() {
+        if let Some(loopback) = loopback_record(&record) {
+            // A pod that was only half set up has none.
+            let _ = fs::remove_file(loopback);
+        }
         for name in pod_namespaces(&fs::read_to_string(&record).unwrap_or_default()) {
             if Path::new(namespace::FOLDER).join(&name).exists() {
                 shell::output(&mut shell::command("ip", &["netns", "delete", &name]))?;
@@ -81,6 +88,13 @@ fn cni_records() -> Vec<PathBuf> {
     files(Path::new(CNI_RECORDS))
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)))
         .collect()
+}
+
+/// The record of the loopback device of the same pod, which carries the pod's number but not our network's name.
+fn loopback_record(record: &Path) -> Option<PathBuf> {
+    let name = record.file_name()?.to_str()?.strip_prefix(POD_NETWORK)?.strip_prefix('-')?;
+    let pod = name.strip_suffix("-eth0")?;
+    Some(record.with_file_name(format!("cni-loopback-{pod}-lo")))
 }
 
 /// The names of the namespaces in one of CNI's records.
@@ -126,20 +140,12 @@ pub fn remove_traces(layout: &Layout) {
     }
 }
 
-/// Unmounts the folder of network namespaces, when it was not a mount before the cluster and nothing else is in it.
-pub fn restore_namespace_folder() {
-    let folder = Path::new(namespace::FOLDER);
-    if files(folder).next().is_none() {
-        // Mounted once by `ip` and perhaps again by CNI; what cannot be unmounted was not mounted.
-        while umount2(folder, MntFlags::empty()).is_ok() {}
-        let _ = fs::remove_dir(folder);
-    }
-}
-
 /// What is still there of a cluster, in words; empty when nothing is.
 pub fn describe(layout: &Layout) -> Vec<String> {
-    let mut left: Vec<String> =
-        process::all(layout).iter().map(|process| format!("process {} ({})", process.pid, process.argv[0])).collect();
+    let mut left: Vec<String> = process::all(layout)
+        .iter()
+        .map(|process| format!("process {} ({})", process.pid, process.argv[0]))
+        .collect();
     left.extend(mounts(layout).iter().map(|place| format!("mount {}", place.display())));
     left.extend(cni_records().iter().map(|record| format!("pod network record {}", record.display())));
     if namespace::path().exists() {
@@ -166,6 +172,13 @@ mod tests {
             parse_mounts(text, Path::new("/c/cluster")),
             [PathBuf::from("/c/cluster/run/x/with blank"), PathBuf::from("/c/cluster/run/x")]
         );
+    }
+
+    #[test]
+    fn the_loopback_of_a_pod_is_found_by_the_pods_number() {
+        let record = Path::new("/r/fairlead-pods-12ab-eth0");
+        assert_eq!(loopback_record(record), Some(PathBuf::from("/r/cni-loopback-12ab-lo")));
+        assert_eq!(loopback_record(Path::new("/r/other-12ab-eth0")), None);
     }
 
     #[test]

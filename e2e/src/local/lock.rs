@@ -18,8 +18,12 @@ pub fn acquire(path: &Path) -> Result<File> {
     let file = File::create(path).with_context(|| format!("opening {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => say("another run of this command is under way: waiting for it to end"),
-        Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("locking {}", path.display())),
+        Err(TryLockError::WouldBlock) => {
+            say("another run of this command is under way: waiting for it to end")
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("locking {}", path.display()));
+        }
     }
     file.lock().with_context(|| format!("locking {}", path.display()))?;
     Ok(file)

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns};
 
 use super::address_plan::{NAMESPACE, NODE_ADDRESS, NODE_INTERFACE};
@@ -36,6 +37,22 @@ fn is_mounted(mounts: &str, path: &Path) -> bool {
     })
 }
 
+/// Whether the folder of named namespaces is a mount of its own, as it is once anybody has made a namespace.
+pub fn folder_is_mounted() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(1) == Some(FOLDER))
+}
+
+/// Takes the folder of named namespaces away again, when nothing is in it.
+pub fn remove_folder() {
+    let empty = fs::read_dir(FOLDER).is_ok_and(|mut entries| entries.next().is_none());
+    if empty {
+        // Mounted once by `ip` and perhaps again by CNI; what cannot be unmounted was not mounted.
+        while umount2(FOLDER, MntFlags::empty()).is_ok() {}
+        let _ = fs::remove_dir(FOLDER);
+    }
+}
+
 /// Makes the namespace and its network; what is already there is left as it is.
 pub fn ensure() -> Result<()> {
     if !exists() {
@@ -44,7 +61,9 @@ pub fn ensure() -> Result<()> {
         }
         shell::output(&mut shell::command("ip", &["netns", "add", NAMESPACE]))?;
     }
-    shell::output(&mut inside("sh", &["-ec", &network_script()])).context("setting up the cluster's network").map(drop)
+    shell::output(&mut inside("sh", &["-ec", &network_script()]))
+        .context("setting up the cluster's network")
+        .map(drop)
 }
 
 /// The node's interface is a bridge: a dummy device is not in every kernel. The default route is needed for dialling a
@@ -72,7 +91,8 @@ pub fn inside(program: &str, arguments: &[&str]) -> Command {
 /// Moves the calling thread, and the threads it starts from then on, into the namespace at `path`.
 pub fn enter(path: &Path) -> Result<()> {
     let file = File::open(path).with_context(|| format!("opening the namespace {}", path.display()))?;
-    setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering the namespace {}", path.display()))
+    setns(file, CloneFlags::CLONE_NEWNET)
+        .with_context(|| format!("entering the namespace {}", path.display()))
 }
 
 /// Whether something inside the namespace accepts connections at an address.

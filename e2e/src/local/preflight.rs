@@ -8,6 +8,7 @@ use std::fs;
 use anyhow::{Result, bail};
 use nix::unistd::Uid;
 
+use super::namespace;
 use crate::shell;
 
 /// What every refusal ends with.
@@ -33,7 +34,9 @@ pub fn platform() -> Result<()> {
         bail!("the local cluster runs on Linux only: {OTHERWISE}");
     }
     if !Uid::effective().is_root() {
-        bail!("the local cluster needs root (network namespaces, mounts, cgroups): run as root, or {OTHERWISE}");
+        bail!(
+            "the local cluster needs root (network namespaces, mounts, cgroups): run as root, or {OTHERWISE}"
+        );
     }
     Ok(())
 }
@@ -45,10 +48,18 @@ pub fn check() -> Result<()> {
     for module in ["overlay", "bridge", "br_netfilter", "ip_tables", "nf_conntrack"] {
         let _ = shell::succeeds(&mut shell::command("modprobe", &["--quiet", module]));
     }
-    if !fs::read_to_string("/proc/filesystems").unwrap_or_default().lines().any(|line| line.ends_with("\toverlay")) {
+    if !fs::read_to_string("/proc/filesystems")
+        .unwrap_or_default()
+        .lines()
+        .any(|line| line.ends_with("\toverlay"))
+    {
         bail!("the local cluster needs overlayfs, which this kernel lacks: {OTHERWISE}");
     }
-    if !fs::read_to_string("/proc/self/mounts").unwrap_or_default().lines().any(|line| line.contains(" cgroup")) {
+    if !fs::read_to_string("/proc/self/mounts")
+        .unwrap_or_default()
+        .lines()
+        .any(|line| line.contains(" cgroup"))
+    {
         bail!("the local cluster needs cgroups, and none are mounted: {OTHERWISE}");
     }
     probe()
@@ -56,6 +67,7 @@ pub fn check() -> Result<()> {
 
 /// Tries, in a namespace that is then removed, what the cluster will do in its own.
 fn probe() -> Result<()> {
+    let mounted = namespace::folder_is_mounted();
     let name = format!("fairlead-probe-{}", std::process::id());
     if let Err(error) = shell::output(&mut shell::command("ip", &["netns", "add", &name])) {
         bail!("the local cluster needs network namespaces: {OTHERWISE} ({error:#})");
@@ -74,6 +86,9 @@ fn probe() -> Result<()> {
     });
     // Its removal fails only if the namespace is gone already.
     let _ = shell::succeeds(&mut shell::command("ip", &["netns", "delete", &name]));
+    if !mounted {
+        namespace::remove_folder();
+    }
     match tried {
         None => Ok(()),
         Some((feature, error)) => {

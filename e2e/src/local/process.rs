@@ -39,7 +39,9 @@ impl Process {
     fn signal(&self, signal: Signal) -> Result<()> {
         match kill(Pid::from_raw(self.pid), signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("stopping process {} ({})", self.pid, self.argv[0])),
+            Err(error) => {
+                Err(error).with_context(|| format!("stopping process {} ({})", self.pid, self.argv[0]))
+            }
         }
     }
 }
@@ -172,7 +174,8 @@ fn is_ours(process: &Process) -> bool {
 /// Two command lines run the same program when the executables have the same file name and, for a program of many
 /// names, the first argument is the same.
 fn runs(argv: &[String], program: &Program) -> bool {
-    let same_file = argv.first().map(|path| file_name(path)) == program.argv.first().map(|path| file_name(path));
+    let same_file =
+        argv.first().map(|path| file_name(path)) == program.argv.first().map(|path| file_name(path));
     let by_argument = program.argv.get(1).filter(|argument| !argument.starts_with('-'));
     same_file && by_argument.is_none_or(|argument| argv.get(1) == Some(argument))
 }
@@ -201,7 +204,8 @@ mod tests {
 
     #[test]
     fn a_program_of_many_names_is_told_by_its_first_argument() {
-        let kubelet = Program { name: "kubelet", argv: argv("/t/1/cluster kubelet --config=x"), inside: true };
+        let kubelet =
+            Program { name: "kubelet", argv: argv("/t/1/cluster kubelet --config=x"), inside: true };
         assert!(runs(&argv("/t/2/cluster kubelet --config=y"), &kubelet));
         assert!(!runs(&argv("/t/1/cluster kube-proxy --config=x"), &kubelet));
         let etcd = Program { name: "etcd", argv: argv("/usr/bin/etcd --data-dir=x"), inside: true };

@@ -45,7 +45,11 @@ pub fn programs(layout: &Layout, executables: &Executables, host: SocketAddr) ->
         Program { name: "etcd", argv: etcd(layout, &executables.etcd), inside: true },
         Program {
             name: "containerd",
-            argv: vec![text(&executables.containerd), "--config".into(), text(&layout.config("containerd.toml"))],
+            argv: vec![
+                text(&executables.containerd),
+                "--config".into(),
+                text(&layout.config("containerd.toml")),
+            ],
             inside: true,
         },
         Program { name: "forwarder", argv: forwarder(layout, &executables.ourselves, host), inside: false },
@@ -53,7 +57,13 @@ pub fn programs(layout: &Layout, executables: &Executables, host: SocketAddr) ->
         kubernetes("kube-controller-manager", controller_manager(layout)),
         kubernetes("kube-scheduler", scheduler(layout)),
         kubernetes("kubelet", kubelet(layout)),
-        kubernetes("kube-proxy", vec![flag("config", &layout.config("kube-proxy.yaml")), flag_text("hostname-override", NODE_NAME)]),
+        kubernetes(
+            "kube-proxy",
+            vec![
+                flag("config", &layout.config("kube-proxy.yaml")),
+                flag_text("hostname-override", NODE_NAME),
+            ],
+        ),
     ]
 }
 
@@ -128,7 +138,9 @@ fn api_server(layout: &Layout) -> Vec<String> {
 
 fn kubeconfigs(layout: &Layout, name: &str) -> Vec<String> {
     let file = layout.config(&format!("{name}.kubeconfig"));
-    ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"].map(|argument| flag(argument, &file)).to_vec()
+    ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"]
+        .map(|argument| flag(argument, &file))
+        .to_vec()
 }
 
 fn controller_manager(layout: &Layout) -> Vec<String> {
@@ -184,14 +196,18 @@ mod tests {
     #[test]
     fn every_command_line_names_the_state_folder_by_which_its_process_is_recognised() {
         for program in all() {
-            let named = program.argv.iter().skip(1).any(|argument| argument.contains("/cache/cluster/") || argument.ends_with("/cache/cluster"));
+            let named =
+                program.argv.iter().skip(1).any(|argument| {
+                    argument.contains("/cache/cluster/") || argument.ends_with("/cache/cluster")
+                });
             assert!(named, "{}", program.name);
         }
     }
 
     #[test]
     fn only_the_forwarder_starts_outside_the_namespace() {
-        let outside: Vec<_> = all().into_iter().filter(|program| !program.inside).map(|program| program.name).collect();
+        let outside: Vec<_> =
+            all().into_iter().filter(|program| !program.inside).map(|program| program.name).collect();
         assert_eq!(outside, ["forwarder"]);
     }
 }

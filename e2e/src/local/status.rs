@@ -64,7 +64,8 @@ pub fn collect(paths: &Paths, folder: Option<PathBuf>) -> Result<()> {
     copy(&Layout::new(paths).logs, &folder.join("cluster"))?;
     for (file, arguments) in DUMPS {
         // A cluster that is down or has no such kind is described by saying so.
-        let said = shell::output(&mut kubectl(paths, arguments)).unwrap_or_else(|error| format!("{error:#}\n"));
+        let said =
+            shell::output(&mut kubectl(paths, arguments)).unwrap_or_else(|error| format!("{error:#}\n"));
         let path = folder.join(file);
         fs::write(&path, said).with_context(|| format!("writing {}", path.display()))?;
     }
@@ -74,7 +75,8 @@ pub fn collect(paths: &Paths, folder: Option<PathBuf>) -> Result<()> {
 
 /// A kubectl for the cluster in use.
 pub fn kubectl(paths: &Paths, arguments: &[&str]) -> std::process::Command {
-    let mut command = shell::command(paths.bin().join("kubectl"), &["--kubeconfig", &text(&paths.kubeconfig())]);
+    let mut command =
+        shell::command(paths.bin().join("kubectl"), &["--kubeconfig", &text(&paths.kubeconfig())]);
     command.args(arguments);
     command
 }

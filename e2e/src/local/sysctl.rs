@@ -47,8 +47,7 @@ pub fn save(layout: &Layout) -> Result<()> {
             settings.insert(name.to_owned(), value.trim().to_owned());
         }
     }
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let namespaces_mounted = mounts.lines().any(|line| line.split(' ').nth(1) == Some(namespace::FOLDER));
+    let namespaces_mounted = namespace::folder_is_mounted();
     let saved = Saved { boot, settings, namespaces_mounted };
     write_private(&layout.saved(), &serde_json::to_string_pretty(&saved)?)
 }

@@ -80,7 +80,8 @@ pub async fn up(paths: &Paths, tools: &Tools) -> Result<Started> {
 /// Waits for resource metrics, which need two rounds of measurement, so about 20 s.
 pub async fn await_metrics(client: &Client) -> Result<()> {
     let services: Api<APIService> = Api::all(client.clone());
-    cluster::await_condition(&services, "v1beta1.metrics.k8s.io", cluster::api_service_available, PATIENCE).await
+    cluster::await_condition(&services, "v1beta1.metrics.k8s.io", cluster::api_service_available, PATIENCE)
+        .await
 }
 
 fn prepare(layout: &Layout) -> Result<()> {
@@ -88,7 +89,10 @@ fn prepare(layout: &Layout) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
     if layout.state.to_str().is_none_or(|path| path.contains(['"', '\\', '\n', ' ', '=', ','])) {
-        bail!("FAIRLEAD_CACHE is {}: choose a path without blanks and special characters", layout.state.display());
+        bail!(
+            "FAIRLEAD_CACHE is {}: choose a path without blanks and special characters",
+            layout.state.display()
+        );
     }
     owner::note(layout)?;
     sysctl::save(layout)?;
@@ -164,7 +168,10 @@ impl Starter<'_> {
     }
 
     fn program(&self, name: &str) -> Result<&Program> {
-        self.programs.iter().find(|program| program.name == name).with_context(|| format!("no program is called {name}"))
+        self.programs
+            .iter()
+            .find(|program| program.name == name)
+            .with_context(|| format!("no program is called {name}"))
     }
 
     /// Polls until `ready`, and fails as soon as the program that is waited for has ended.
@@ -183,7 +190,11 @@ impl Starter<'_> {
         let program = self.program(name)?;
         let log = self.layout.log(name);
         if self.has_ended(program) {
-            bail!("{name} ended while waiting for {what}; its log {} ends with:\n{}", log.display(), shell::tail_of(&log, 12));
+            bail!(
+                "{name} ended while waiting for {what}; its log {} ends with:\n{}",
+                log.display(),
+                shell::tail_of(&log, 12)
+            );
         }
         if Instant::now() >= deadline {
             bail!("gave up waiting for {what} after {}; see {}", human(PATIENCE), log.display());
@@ -194,7 +205,8 @@ impl Starter<'_> {
     /// A process has no command line at the very moment that it becomes another program, which it does twice as it is
     /// started; so one look is not enough.
     fn has_ended(&self, program: &Program) -> bool {
-        let missing = || !process::all(self.layout).iter().any(|process| process.argv.ends_with(&program.argv));
+        let missing =
+            || !process::all(self.layout).iter().any(|process| process.argv.ends_with(&program.argv));
         missing()
             && (0..LOOKS).all(|_| {
                 std::thread::sleep(LOOK_INTERVAL);
@@ -265,6 +277,12 @@ async fn apply(layout: &Layout, tools: &Tools, manifest: String) -> Result<()> {
 
 fn apply_once(kubectl: &Path, kubeconfig: &Path, manifest: &str) -> Result<()> {
     let mut command = shell::command(kubectl, &["kubectl", "--kubeconfig", &text(kubeconfig)]);
-    command.args(["apply", "--server-side", "--force-conflicts", "--field-manager=fairlead-e2e", "--filename=-"]);
+    command.args([
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--field-manager=fairlead-e2e",
+        "--filename=-",
+    ]);
     shell::output_with_input(&mut command, manifest).map(drop)
 }

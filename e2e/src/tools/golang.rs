@@ -32,20 +32,21 @@ pub fn kubernetes(root: &Path, tools: &Path) -> Result<(PathBuf, PathBuf)> {
         all.push(0);
     }
     let key = &sha256(&all)[..12];
-    let folder = place(tools, &format!("kubernetes-{KUBERNETES_VERSION}-{key}"), &["cluster", "pause"], |draft| {
-        let task = Task::start(&format!("building Kubernetes {KUBERNETES_VERSION}"), KUBERNETES_EXPECTED);
-        for (package, name) in [(".", "cluster"), ("./pause", "pause")] {
-            let mut command = go()?;
-            command
-                .current_dir(&source)
-                .args(["build", "-trimpath", "-ldflags", &linker_flags(KUBERNETES_VERSION), "-o"])
-                .arg(draft.join(name))
-                .arg(package);
-            shell::output(&mut command)?;
-        }
-        task.finish();
-        Ok(())
-    })?;
+    let folder =
+        place(tools, &format!("kubernetes-{KUBERNETES_VERSION}-{key}"), &["cluster", "pause"], |draft| {
+            let task = Task::start(&format!("building Kubernetes {KUBERNETES_VERSION}"), KUBERNETES_EXPECTED);
+            for (package, name) in [(".", "cluster"), ("./pause", "pause")] {
+                let mut command = go()?;
+                command
+                    .current_dir(&source)
+                    .args(["build", "-trimpath", "-ldflags", &linker_flags(KUBERNETES_VERSION), "-o"])
+                    .arg(draft.join(name))
+                    .arg(package);
+                shell::output(&mut command)?;
+            }
+            task.finish();
+            Ok(())
+        })?;
     Ok((folder.join("cluster"), folder.join("pause")))
 }
 
@@ -55,7 +56,13 @@ pub fn install(tools: &Path, program: &GoProgram) -> Result<PathBuf> {
     let folder = place(tools, &format!("{name}-{version}"), &[name], |draft| {
         let task = Task::start(&format!("building {name} {version}"), *expected);
         let mut command = go()?;
-        command.env("GOBIN", draft).args(["install", "-trimpath", "-ldflags", "-s -w", &format!("{path}@{version}")]);
+        command.env("GOBIN", draft).args([
+            "install",
+            "-trimpath",
+            "-ldflags",
+            "-s -w",
+            &format!("{path}@{version}"),
+        ]);
         shell::output(&mut command)?;
         task.finish();
         Ok(())
@@ -65,10 +72,16 @@ pub fn install(tools: &Path, program: &GoProgram) -> Result<PathBuf> {
 
 /// The finished folder of `base` for this Go version, or for any when Go is not installed. It is filled beside its place
 /// and then renamed: what is there is whole.
-fn place(tools: &Path, base: &str, files: &[&str], fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+fn place(
+    tools: &Path,
+    base: &str,
+    files: &[&str],
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let Some(version) = go_version() else {
-        return finished(tools, base, files)
-            .with_context(|| format!("{base} must be built, and Go is missing: install Go 1.26 or later, or {OTHERWISE}"));
+        return finished(tools, base, files).with_context(|| {
+            format!("{base} must be built, and Go is missing: install Go 1.26 or later, or {OTHERWISE}")
+        });
     };
     let folder = tools.join(format!("{base}-{version}"));
     if files.iter().all(|file| folder.join(file).is_file()) {
@@ -99,7 +112,8 @@ fn finished(tools: &Path, base: &str, files: &[&str]) -> Option<PathBuf> {
 }
 
 fn go() -> Result<Command> {
-    let go = shell::which("go").with_context(|| format!("Go is missing: install Go 1.26 or later, or {OTHERWISE}"))?;
+    let go = shell::which("go")
+        .with_context(|| format!("Go is missing: install Go 1.26 or later, or {OTHERWISE}"))?;
     let mut command = Command::new(go);
     command.env("CGO_ENABLED", "0");
     Ok(command)
@@ -118,7 +132,9 @@ fn linker_flags(version: &str) -> String {
     let mut parts = numbers.split('.');
     let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let package = "k8s.io/component-base/version";
-    format!("-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}")
+    format!(
+        "-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+    )
 }
 
 #[cfg(test)]
@@ -128,7 +144,11 @@ mod tests {
     #[test]
     fn the_version_is_linked_in() {
         let flags = linker_flags("v1.36.3");
-        assert!(flags.contains("gitVersion=v1.36.3") && flags.contains("gitMajor=1") && flags.contains("gitMinor=36"));
+        assert!(
+            flags.contains("gitVersion=v1.36.3")
+                && flags.contains("gitMajor=1")
+                && flags.contains("gitMinor=36")
+        );
     }
 
     #[test]
