@@ -1,1 +1,19 @@
-//! Inference server.
+//! The inference pod's server: OpenAI's API over an engine, with start-up, health, metrics and drain.
+//!
+//! `main.rs` is the command line; [`mod@serve`] ties everything together. Text lives here (tokenizer, chat template, stop strings),
+//! tokens in `fairlead-engine`, tensors in `fairlead-backend-torch`.
+
+pub mod chat_template;
+pub mod config;
+pub mod detokenize;
+pub mod drain;
+pub mod generation;
+pub mod http;
+pub mod load;
+pub mod memory;
+pub mod metrics;
+pub mod model_files;
+pub mod serve;
+pub mod startup;
+pub mod state;
+pub mod tokenizer;

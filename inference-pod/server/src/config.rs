@@ -1,0 +1,299 @@
+//! The command line, and the one struct that it and the configuration file fill.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use fairlead_fetch::SourceUri;
+use fairlead_inference_config::{Device, Dtype, EngineConfig, InferenceConfig, ModelConfig, ServerConfig};
+
+/// Serves a language model behind OpenAI's API.
+#[derive(Debug, Parser)]
+#[command(name = "fairlead-inference", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How log lines are written.
+    #[arg(long, global = true, env = "FAIRLEAD_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged, such as `info` or `fairlead_engine=debug`.
+    #[arg(long, global = true, env = "FAIRLEAD_LOG", default_value = "info")]
+    pub log: String,
+    /// File that gets one line with the reason when the program fails; left alone where it does not exist.
+    #[arg(long, global = true, env = "FAIRLEAD_TERMINATION_LOG", default_value = "/dev/termination-log")]
+    pub termination_log: PathBuf,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fetch a model if need be, load it, and answer requests.
+    Serve(Box<ServeArgs>),
+    /// Fetch a model into a folder and check it.
+    Fetch(FetchArgs),
+    /// Read a model's config.json and headers, and print what they say as JSON.
+    Inspect(InspectArgs),
+}
+
+/// Settings of `serve`. Those given on the command line go before those in the file.
+#[derive(Debug, Default, Args)]
+pub struct ServeArgs {
+    /// Configuration file (JSON).
+    #[arg(long, value_name = "FILE", required_unless_present = "model")]
+    pub config: Option<PathBuf>,
+    /// A model's folder, or hf://org/name@revision.
+    #[arg(long, value_name = "DIR_OR_URI")]
+    pub model: Option<String>,
+    /// Address to listen on.
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Name that clients send as `model`; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub served_model_name: Vec<String>,
+    /// Where tensors live: auto, cpu or cuda.
+    #[arg(long, value_parser = from_name::<Device>)]
+    pub device: Option<Device>,
+    /// Number type of weights and activations: auto, bf16, f16 or f32.
+    #[arg(long, value_parser = from_name::<Dtype>)]
+    pub dtype: Option<Dtype>,
+    /// Longest sequence, prompt and answer together, in tokens.
+    #[arg(long)]
+    pub max_model_len: Option<u32>,
+    /// Most sequences that run at once.
+    #[arg(long)]
+    pub max_sequences: Option<u32>,
+    /// Most tokens in one step.
+    #[arg(long)]
+    pub max_batched_tokens: Option<u32>,
+    /// Tokens in a KV block: 16, 32 or 64.
+    #[arg(long)]
+    pub block_tokens: Option<u32>,
+    /// Bytes of the KV cache.
+    #[arg(long)]
+    pub kv_cache_bytes: Option<u64>,
+    /// Threads of libtorch on a CPU.
+    #[arg(long)]
+    pub threads: Option<u32>,
+    /// Requests that may wait for the engine; more are answered 429.
+    #[arg(long)]
+    pub max_queued_requests: Option<u32>,
+    /// Seconds after SIGTERM until streams that have not finished are cut.
+    #[arg(long)]
+    pub drain_seconds: Option<u64>,
+    /// Folder that fetched models are kept in.
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// `sha256:…` that the model's files must have.
+    #[arg(long)]
+    pub digest: Option<String>,
+}
+
+/// Settings of `fetch`.
+#[derive(Debug, Args)]
+pub struct FetchArgs {
+    /// hf://org/name@revision, or a folder, which is only checked.
+    #[arg(long, value_name = "URI")]
+    pub model: String,
+    /// Folder to fetch into.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// `sha256:…` that the files must have.
+    #[arg(long)]
+    pub digest: Option<String>,
+}
+
+/// Settings of `inspect`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct InspectArgs {
+    /// Configuration file (JSON) that names the model.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A model's folder, or hf://org/name@revision.
+    #[arg(long, value_name = "DIR_OR_URI")]
+    pub model: Option<String>,
+}
+
+/// A setting is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl ServeArgs {
+    /// One configuration from the file, if any, and the command line.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the setting.
+    pub fn into_config(self) -> Result<InferenceConfig, ConfigError> {
+        let Self {
+            config,
+            model,
+            listen,
+            served_model_name,
+            device,
+            dtype,
+            max_model_len,
+            max_sequences,
+            max_batched_tokens,
+            block_tokens,
+            kv_cache_bytes,
+            threads,
+            max_queued_requests,
+            drain_seconds,
+            cache_dir,
+            digest,
+        } = self;
+        let mut merged = match config {
+            Some(path) => read_config(&path)?,
+            None => InferenceConfig {
+                served_model_names: Vec::new(),
+                model: ModelConfig { uri: String::new(), cache_dir: None, digest: None },
+                engine: EngineConfig::default(),
+                server: ServerConfig::default(),
+            },
+        };
+        let engine = &mut merged.engine;
+        set(&mut merged.model.uri, model);
+        set(&mut merged.server.listen, listen);
+        set(&mut engine.device, device);
+        set(&mut engine.dtype, dtype);
+        engine.max_model_len = max_model_len.or(engine.max_model_len);
+        engine.max_sequences = max_sequences.or(engine.max_sequences);
+        engine.max_batched_tokens = max_batched_tokens.or(engine.max_batched_tokens);
+        engine.block_tokens = block_tokens.or(engine.block_tokens);
+        engine.kv_cache_bytes = kv_cache_bytes.or(engine.kv_cache_bytes);
+        engine.threads = threads.or(engine.threads);
+        set(&mut merged.server.max_queued_requests, max_queued_requests);
+        set(&mut merged.server.drain_seconds, drain_seconds);
+        merged.model.cache_dir = cache_dir.or(merged.model.cache_dir);
+        merged.model.digest = digest.or(merged.model.digest);
+        if !served_model_name.is_empty() {
+            merged.served_model_names = served_model_name;
+        }
+        if merged.served_model_names.is_empty() {
+            merged.served_model_names.push(default_name(&merged.model.uri));
+        }
+        if merged.server.max_queued_requests == 0 {
+            return Err(ConfigError("server.maxQueuedRequests is 0, it must be at least 1".to_owned()));
+        }
+        Ok(merged)
+    }
+}
+
+impl InspectArgs {
+    /// The model to inspect.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the file cannot be read.
+    pub fn model_uri(self) -> Result<String, ConfigError> {
+        match (self.model, self.config) {
+            (Some(model), _) => Ok(model),
+            (None, Some(path)) => Ok(read_config(&path)?.model.uri),
+            (None, None) => Err(ConfigError("--model or --config is required".to_owned())),
+        }
+    }
+}
+
+fn set<T>(target: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *target = value;
+    }
+}
+
+fn read_config(path: &Path) -> Result<InferenceConfig, ConfigError> {
+    let bytes = std::fs::read(path)
+        .map_err(|error| ConfigError(format!("--config {}: cannot be read: {error}", path.display())))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| ConfigError(format!("--config {}: {error}; correct it there", path.display())))
+}
+
+/// The last part of a folder's path, or org/name of a repository.
+fn default_name(uri: &str) -> String {
+    match SourceUri::parse_or_folder(uri) {
+        Ok(SourceUri::Hub { repository, .. }) => repository.to_string(),
+        Ok(SourceUri::Folder { path }) => {
+            let path = path.canonicalize().unwrap_or(path);
+            path.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+        }
+        _ => "model".to_owned(),
+    }
+}
+
+/// Reads a value that is written as in the configuration file, so that there is one list of names.
+fn from_name<T: serde::de::DeserializeOwned>(name: &str) -> Result<T, String> {
+    serde_json::from_value(serde_json::Value::from(name)).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<InferenceConfig, String> {
+        let cli = Cli::try_parse_from(["fairlead-inference", "serve"].iter().chain(arguments))
+            .map_err(|error| error.to_string())?;
+        match cli.command {
+            Command::Serve(arguments) => arguments.into_config().map_err(|error| error.to_string()),
+            _ => Err("not serve".to_owned()),
+        }
+    }
+
+    #[test]
+    fn the_command_line_of_the_documentation_works() {
+        let config = parse(&[
+            "--model",
+            "/srv/tiny",
+            "--listen",
+            "127.0.0.1:8001",
+            "--device",
+            "cpu",
+            "--dtype",
+            "f32",
+        ])
+        .unwrap();
+        assert_eq!(config.served_model_names, ["tiny"]);
+        assert_eq!(config.server.listen, "127.0.0.1:8001");
+        assert_eq!((config.engine.device, config.engine.dtype), (Device::Cpu, Dtype::F32));
+        assert_eq!(parse(&["--model", "hf://org/name@v1"]).unwrap().served_model_names, ["org/name"]);
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(
+            &path,
+            r#"{"servedModelNames": ["a"], "model": {"uri": "file:///m"}, "engine": {"maxSequences": 3, "threads": 2}}"#,
+        )
+        .unwrap();
+        let path = path.to_str().unwrap();
+        let config = parse(&["--config", path, "--max-sequences", "5", "--drain-seconds", "7"]).unwrap();
+        assert_eq!(config.engine.max_sequences, Some(5));
+        assert_eq!(config.engine.threads, Some(2));
+        assert_eq!(config.server.drain_seconds, 7);
+        assert_eq!(config.served_model_names, ["a"]);
+    }
+
+    #[test]
+    fn wrong_settings_are_named() {
+        assert!(parse(&[]).unwrap_err().contains("--config"));
+        assert!(parse(&["--model", "m", "--dtype", "f8"]).unwrap_err().contains("--dtype"));
+        assert!(
+            parse(&["--model", "m", "--max-queued-requests", "0"]).unwrap_err().contains("maxQueuedRequests")
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, r#"{"servedModelNames": [], "model": {"uri": "x"}, "engin": {}}"#).unwrap();
+        let error = parse(&["--config", path.to_str().unwrap()]).unwrap_err();
+        assert!(error.contains("engin") && error.contains("line 1"), "{error}");
+        assert!(parse(&["--config", "/nowhere/x.json"]).unwrap_err().contains("/nowhere/x.json"));
+    }
+}

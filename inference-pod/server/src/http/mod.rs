@@ -1,0 +1,97 @@
+//! The HTTP edge: routes, and what all answers have in common.
+
+mod chat;
+mod completions;
+mod errors;
+mod health;
+mod models;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use fairlead_openai::ApiError;
+use futures::Stream;
+use serde::Serialize;
+
+use crate::http::errors::HttpError;
+use crate::state::App;
+
+/// Largest request body that is read.
+pub const MAX_BODY_BYTES: usize = 32 << 20;
+
+/// A gateway's name for the model, echoed instead of the one in the body.
+const PUBLIC_MODEL: HeaderName = HeaderName::from_static("x-fairlead-model");
+
+/// All routes.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/models", get(models::models))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/startup", get(health::startup))
+        .route("/metrics", get(health::metrics))
+        .fallback(errors::not_found)
+        .method_not_allowed_fallback(errors::method_not_allowed)
+        .with_state(app)
+}
+
+async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+    to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| {
+        let mut cause: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(error) = cause {
+            if error.is::<http_body_util::LengthLimitError>() {
+                return ApiError::too_large(MAX_BODY_BYTES);
+            }
+            cause = error.source();
+        }
+        ApiError::bad_request(format!("the request body could not be read ({error}); send it again"))
+    })
+}
+
+/// The model's name in the answer: the gateway's, or what the client wrote.
+fn public_model(headers: &HeaderMap, requested: &str) -> String {
+    headers.get(PUBLIC_MODEL).and_then(|value| value.to_str().ok()).unwrap_or(requested).to_owned()
+}
+
+/// One server-sent event.
+fn sse_event(value: &impl Serialize) -> Bytes {
+    match serde_json::to_string(value) {
+        Ok(json) => Bytes::from(format!("data: {json}\n\n")),
+        Err(error) => {
+            sse_error(&ApiError::internal(format!("an answer could not be written as JSON: {error}")))
+        }
+    }
+}
+
+/// A stream that has begun can only report an error in an event.
+fn sse_error(error: &ApiError) -> Bytes {
+    Bytes::from(format!("data: {}\n\n", error.to_json()))
+}
+
+/// The event that ends every stream.
+fn sse_done() -> Bytes {
+    Bytes::from_static(b"data: [DONE]\n\n")
+}
+
+/// An answer that streams. Nothing between here and the client should hold it back.
+fn sse_response(events: impl Stream<Item = Result<Bytes, HttpError>> + Send + 'static) -> Response {
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    (headers, Body::from_stream(events)).into_response()
+}
+
+/// A name for an answer.
+fn answer_id(prefix: &str) -> String {
+    format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
+}

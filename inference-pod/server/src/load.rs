@@ -1,0 +1,249 @@
+//! From a configuration to a running model: fetch, check, size, load, warm up.
+//!
+//! The only place that names the libtorch backend.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadError, LoadOptions, TorchBackend};
+use fairlead_engine::engine::{self, EngineHandle, EngineOptions, StartError};
+use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, SourceUri, fetch};
+use fairlead_inference_config::{Device, Dtype, EngineConfig, InferenceConfig};
+use fairlead_model::plan::kv_bytes_per_token;
+use fairlead_model::{DeviceKind, ModelError, Plan, PlanInputs, Reason, RunDtype, plan};
+
+use crate::memory::cpu_budget_bytes;
+use crate::model_files::ModelFiles;
+use crate::startup::Phase;
+use crate::state::{App, Model};
+
+/// Tokens in a block where the configuration leaves it open.
+const DEFAULT_BLOCK_TOKENS: u32 = 16;
+/// Largest KV cache on a CPU where the configuration leaves it open: memory there is shared with everyone else.
+const DEFAULT_CPU_KV_BYTES: u64 = 4 << 30;
+
+/// Why the program ends with an error: the condition reason and a message with the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct FatalError {
+    /// For the operator.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+}
+
+impl FatalError {
+    /// An error that is nobody's setting and no model's fault.
+    pub fn pod(message: impl Into<String>) -> Self {
+        Self { reason: Reason::PodFailed, message: message.into() }
+    }
+}
+
+impl From<FetchError> for FatalError {
+    fn from(error: FetchError) -> Self {
+        Self { reason: error.reason(), message: error.to_string() }
+    }
+}
+
+impl From<ModelError> for FatalError {
+    fn from(error: ModelError) -> Self {
+        Self { reason: error.reason(), message: error.to_string() }
+    }
+}
+
+impl From<LoadError> for FatalError {
+    fn from(error: LoadError) -> Self {
+        Self { reason: error.reason(), message: error.to_string() }
+    }
+}
+
+impl From<StartError<FatalError>> for FatalError {
+    fn from(error: StartError<FatalError>) -> Self {
+        match error {
+            StartError::Build(error) => error,
+            other => Self::pod(other.to_string()),
+        }
+    }
+}
+
+/// Brings the model up and makes the pod ready.
+///
+/// # Errors
+/// [`FatalError`]: the process can do nothing but end.
+pub async fn bring_up(app: &Arc<App>, config: &InferenceConfig) -> Result<(), FatalError> {
+    let fetched = fetch_model(app, config).await?;
+    let files = {
+        let (dir, model) = (fetched.dir.clone(), fetched.inspection.config.clone());
+        let loading = tokio::task::spawn_blocking(move || ModelFiles::load(&dir, &model));
+        loading.await.map_err(|error| FatalError::pod(format!("reading the tokenizer failed: {error}")))??
+    };
+    if files.template.is_none() {
+        tracing::warn!(
+            "the model has no chat template: /v1/chat/completions will refuse, /v1/completions works"
+        );
+    }
+    let engine = start_engine(app, config, fetched).await?;
+    let ModelFiles { codec, template, defaults, eos_tokens } = files;
+    app.ready(Model { engine, codec, template, defaults, eos_tokens });
+    Ok(())
+}
+
+async fn fetch_model(app: &Arc<App>, config: &InferenceConfig) -> Result<FetchedModel, FatalError> {
+    let source = SourceUri::parse_or_folder(&config.model.uri)?;
+    let dir = config.model.cache_dir.clone().unwrap_or_else(default_cache_dir).join(source.cache_name());
+    let progress = {
+        let app = Arc::clone(app);
+        Arc::new(move |progress: fairlead_fetch::Progress| {
+            app.startup.progress(progress.bytes_done, progress.bytes_total);
+        })
+    };
+    let options = FetchOptions {
+        digest: config.model.digest.clone(),
+        progress: Some(progress),
+        ..FetchOptions::default()
+    };
+    Ok(fetch(&source, &Hub::from_env()?, &dir, &options).await?)
+}
+
+/// Where models go that are fetched by hand.
+fn default_cache_dir() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    base.unwrap_or_else(std::env::temp_dir).join("fairlead").join("models")
+}
+
+async fn start_engine(
+    app: &Arc<App>,
+    config: &InferenceConfig,
+    fetched: FetchedModel,
+) -> Result<EngineHandle, FatalError> {
+    let (settings, max_queued) = (config.engine.clone(), config.server.max_queued_requests as usize);
+    let observer = Box::new(app.metrics.clone());
+    let app = Arc::clone(app);
+    let build = move || {
+        let device = ComputeDevice::start(device_request(settings.device), Some(threads(&settings)))?;
+        app.startup.enter(Phase::SizingCache);
+        let sized = size(&settings, device.kind(), &fetched)?;
+        tracing::info!(
+            kv_cache_bytes = sized.kv_cache_bytes,
+            max_model_len = sized.plan.max_model_len,
+            max_sequences = sized.max_sequences,
+            max_batched_tokens = sized.max_batched_tokens,
+            "{}",
+            sized.plan.explanation
+        );
+        app.startup.enter(Phase::Loading);
+        let options = LoadOptions {
+            device,
+            dtype: Some(sized.plan.dtype),
+            block_tokens: sized.plan.block_tokens,
+            kv_cache_bytes: sized.kv_cache_bytes,
+            max_batched_tokens: sized.max_batched_tokens,
+            max_sequences: sized.max_sequences,
+        };
+        let mut backend =
+            TorchBackend::load(&fetched.dir, &options, &mut |done, total| app.startup.progress(done, total))?;
+        app.startup.enter(Phase::WarmingUp);
+        backend.warm_up()?;
+        let options = EngineOptions {
+            max_sequences: sized.max_sequences as usize,
+            max_batched_tokens: sized.max_batched_tokens as usize,
+            max_model_len: sized.plan.max_model_len,
+            max_queued,
+        };
+        Ok((backend, options))
+    };
+    Ok(engine::start(observer, build).await?)
+}
+
+/// What the engine is built with.
+struct Sized {
+    plan: Plan,
+    kv_cache_bytes: u64,
+    max_sequences: u32,
+    max_batched_tokens: u32,
+}
+
+fn size(settings: &EngineConfig, device: DeviceKind, fetched: &FetchedModel) -> Result<Sized, FatalError> {
+    let (sequences, batched) = match device {
+        DeviceKind::Cpu => (64, 512),
+        DeviceKind::Gpu => (256, 8192),
+    };
+    let max_sequences = settings.max_sequences.unwrap_or(sequences);
+    // A step must hold one token of each sequence that runs and some of one that is being read.
+    let max_batched_tokens =
+        settings.max_batched_tokens.unwrap_or(batched).max(max_sequences.saturating_add(1));
+    let memory_budget_bytes = match (device, settings.kv_cache_bytes) {
+        // Whoever sets the cache's size answers for it.
+        (_, Some(_)) => u64::MAX / 4,
+        (DeviceKind::Cpu, None) => cpu_budget_bytes().ok_or_else(|| FatalError {
+            reason: Reason::InvalidSpec,
+            message: "engine.kvCacheBytes: this system does not tell how much memory there is; set it"
+                .to_owned(),
+        })?,
+        (DeviceKind::Gpu, None) => {
+            return Err(FatalError {
+                reason: Reason::InvalidSpec,
+                message: "engine.kvCacheBytes: is required on a GPU; set it to what the weights leave of its memory"
+                    .to_owned(),
+            });
+        }
+    };
+    let inspection = &fetched.inspection;
+    let plan = plan(&PlanInputs {
+        config: &inspection.config,
+        weights: &inspection.weights,
+        device,
+        dtype: run_dtype(settings.dtype),
+        max_model_len: settings.max_model_len,
+        block_tokens: settings.block_tokens.unwrap_or(DEFAULT_BLOCK_TOKENS),
+        memory_budget_bytes,
+        max_sequences,
+        max_batched_tokens,
+    })?;
+    plan.require_fit()?;
+    let block_bytes = kv_bytes_per_token(&inspection.config, plan.dtype) * u64::from(plan.block_tokens);
+    let blocks_of_one = u64::from(plan.max_model_len.div_ceil(plan.block_tokens));
+    // More than every sequence at full length can use is never needed. One block is for padding.
+    let most = (blocks_of_one.saturating_mul(u64::from(max_sequences)).saturating_add(1))
+        .saturating_mul(block_bytes);
+    let least = (blocks_of_one + 1) * block_bytes;
+    let kv_cache_bytes = match settings.kv_cache_bytes {
+        Some(bytes) => bytes.min(most),
+        None => plan.kv_cache_bytes.min(most).min(DEFAULT_CPU_KV_BYTES.max(least)),
+    };
+    if kv_cache_bytes < least {
+        return Err(FatalError {
+            reason: Reason::DoesNotFit,
+            message: format!(
+                "engine.kvCacheBytes: {kv_cache_bytes} bytes do not hold one sequence of {} tokens, which takes {least}; raise \
+                 it, or lower engine.maxModelLen",
+                plan.max_model_len
+            ),
+        });
+    }
+    Ok(Sized { plan, kv_cache_bytes, max_sequences, max_batched_tokens })
+}
+
+/// CPUs that this process may use, its container's quota included: libtorch itself would count the machine's.
+fn threads(settings: &EngineConfig) -> u32 {
+    let available = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    settings.threads.unwrap_or_else(|| u32::try_from(available()).unwrap_or(u32::MAX))
+}
+
+fn device_request(device: Device) -> DeviceRequest {
+    match device {
+        Device::Auto => DeviceRequest::Auto,
+        Device::Cpu => DeviceRequest::Cpu,
+        Device::Cuda => DeviceRequest::Cuda,
+    }
+}
+
+fn run_dtype(dtype: Dtype) -> Option<RunDtype> {
+    match dtype {
+        Dtype::Auto => None,
+        Dtype::Bf16 => Some(RunDtype::Bf16),
+        Dtype::F16 => Some(RunDtype::F16),
+        Dtype::F32 => Some(RunDtype::F32),
+    }
+}

@@ -1,0 +1,122 @@
+//! The life of a serving process: listen, bring the model up, answer, drain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use fairlead_inference_config::InferenceConfig;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::http::router;
+use crate::load::{FatalError, bring_up};
+use crate::startup::Phase;
+use crate::state::App;
+
+/// Time for connections to close and the engine's thread to end once nothing is in flight.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Serves until SIGTERM or SIGINT, then drains. Health and progress are answered from the first moment.
+///
+/// # Errors
+/// [`FatalError`] when the pod cannot become ready.
+pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
+    let mut signals = Signals::new()?;
+    let app = App::new(config.served_model_names.clone());
+    let listen = &config.server.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|error| FatalError::pod(format!("server.listen: cannot listen on {listen}: {error}")))?;
+    let address = listener.local_addr().map_or_else(|_| listen.clone(), |address| address.to_string());
+    tracing::info!(%address, models = ?config.served_model_names, "listening");
+
+    let (close, closed) = oneshot::channel::<()>();
+    let http = tokio::spawn(serve_http(listener, Arc::clone(&app), closed));
+    let started = tokio::select! {
+        result = bring_up(&app, &config) => Some(result),
+        () = signals.next() => None,
+    };
+    match started {
+        Some(Ok(())) => {
+            tracing::info!(%address, "ready");
+            signals.next().await;
+        }
+        Some(Err(error)) => {
+            app.startup.fail(error.to_string());
+            return Err(error);
+        }
+        None => {
+            tracing::info!("told to end while starting");
+            return Ok(());
+        }
+    }
+
+    drain(&app, Duration::from_secs(config.server.drain_seconds), &mut signals).await;
+    drop(close);
+    let closing = async {
+        if let Some(model) = app.model() {
+            model.engine.drain().await;
+        }
+        http.await
+    };
+    if timeout(CLOSING, closing).await.is_err() {
+        tracing::warn!("some connections did not close in time");
+    }
+    tracing::info!("ended");
+    Ok(())
+}
+
+async fn serve_http(listener: TcpListener, app: Arc<App>, closed: oneshot::Receiver<()>) {
+    // A token is a small packet that must not wait for the next one.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+    });
+    let shutdown = async move {
+        // Dropping the sender is the signal.
+        let _ = closed.await;
+    };
+    if let Err(error) = axum::serve(listener, router(app)).with_graceful_shutdown(shutdown).await {
+        tracing::error!(%error, "serving HTTP failed");
+    }
+}
+
+/// Lets what is in flight finish; new requests are refused meanwhile. A second signal cuts it short.
+async fn drain(app: &Arc<App>, most: Duration, signals: &mut Signals) {
+    app.drain.begin();
+    app.startup.enter(Phase::Draining);
+    let in_flight = app.drain.in_flight();
+    tracing::info!(in_flight, seconds = most.as_secs(), "draining");
+    tokio::select! {
+        result = timeout(most, app.drain.idle()) => {
+            if result.is_err() {
+                tracing::warn!(in_flight = app.drain.in_flight(), "the drain's time is over; cutting what is left");
+            }
+        }
+        () = signals.next() => tracing::warn!(in_flight = app.drain.in_flight(), "told twice; cutting what is left"),
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, FatalError> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| FatalError::pod(format!("cannot listen for signals: {error}")))
+        };
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
