@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
     let stop_source = CancellationToken::new();
     let (stop_admin, stop_api, abort) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    raise_file_limit();
     let mut signals = Signals::new().context("signals cannot be received")?;
 
     let api_listener = bind(config.listen, "--listen").await?;
@@ -111,6 +113,17 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
     stop_admin.cancel();
     stop_source.cancel();
     Ok(())
+}
+
+/// Two descriptors a request do not go far with the 1024 that many container runtimes hand out; the hard limit is theirs
+/// to set, the soft one ours to raise.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
+    }
 }
 
 async fn bind(address: std::net::SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {

@@ -69,7 +69,7 @@ impl Exchange {
         &self.metrics
     }
 
-    /// The first byte of the answer is here.
+    /// The first byte of a stream is here. An answer that is not streamed has no such moment worth a metric.
     pub fn first_byte(&mut self) {
         self.first_byte.get_or_insert_with(|| self.started.elapsed());
     }

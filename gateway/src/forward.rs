@@ -114,7 +114,6 @@ fn answered(
     mut exchange: Exchange,
 ) -> Response<GatewayBody> {
     in_flight.endpoint().record_success();
-    exchange.first_byte();
     if exchange.diverted_from.is_some() {
         exchange.metrics().diverted();
     }
@@ -122,6 +121,9 @@ fn answered(
         Answer::Whole(head, bytes) => pass_on(&head, bytes, exchange),
         Answer::Begun { head, first, rest, events } => {
             exchange.answered(head.status.as_u16());
+            if events {
+                exchange.first_byte();
+            }
             let mut response = Response::new(());
             dress(&mut response, &head, &exchange);
             let relay = Relay::new(first, rest, events, gateway.upstream.idle_timeout(), in_flight, exchange);

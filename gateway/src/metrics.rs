@@ -158,7 +158,7 @@ impl Metrics {
         r.register("requests", "Finished requests", self.requests.clone());
         let help = "From the arrival of a request's head to the end of its answer";
         r.register_with_unit("request_duration", help, Unit::Seconds, self.duration.clone());
-        let help = "From the arrival of a request's head to the first byte of its answer from a pod";
+        let help = "From the arrival of a request's head to the first byte of its stream from a pod";
         r.register_with_unit("time_to_first_byte", help, Unit::Seconds, self.first_byte.clone());
         r.register("requests_in_flight", "Requests being answered", self.in_flight.clone());
         r.register("connections", "Open client connections", self.connections.clone());

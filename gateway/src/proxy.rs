@@ -124,7 +124,7 @@ impl Gateway {
         };
         exchange.slot = Some(slot);
         let request = match self.read(headers, body).await {
-            Ok(body) => InferenceRequest::parse(api, body),
+            Ok(body) => parse(api, body).await,
             Err(error) => Err(error),
         };
         match request {
@@ -206,6 +206,18 @@ impl Gateway {
             }
         }
     }
+}
+
+/// Parses a body; a large one away from the threads that carry everybody's streams.
+async fn parse(api: Api, body: Bytes) -> Result<InferenceRequest, ApiError> {
+    const LARGE: usize = 256 * 1024;
+    if body.len() < LARGE {
+        return InferenceRequest::parse(api, body);
+    }
+    let parsed = tokio::task::spawn_blocking(move || InferenceRequest::parse(api, body)).await;
+    parsed.unwrap_or_else(|error| {
+        Err(ApiError::internal(format!("the request could not be read: {error}; send it again")))
+    })
 }
 
 /// Reads on for a while and forgets it: a client that is still sending would otherwise see a reset instead of the answer.

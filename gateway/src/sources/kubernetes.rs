@@ -194,9 +194,10 @@ async fn watch<K>(
             }
             Err(error) => {
                 metrics.source_error();
-                let error = anyhow::Error::from(error);
-                tracing::warn!(kind, error = format!("{error:#}"), "the watch failed and is tried again");
-                watched.set_error(Some(format!("{error:#}")));
+                // The root alone: each layer above repeats it in its own words.
+                let error = anyhow::Error::from(error).root_cause().to_string();
+                tracing::warn!(kind, error, "the watch failed and is tried again");
+                watched.set_error(Some(error));
                 caches.changed.notify_one();
             }
         }

@@ -148,3 +148,40 @@ async fn more_requests_than_allowed_are_told_to_come_back() {
     });
     assert_eq!(first.status(), 200);
 }
+
+#[tokio::test]
+async fn a_large_request_arrives_whole() {
+    let mut worker = Worker::start().await;
+    let gateway = Gateway::start(&route("chat", &[("v1", 1, &[&worker.url()])]), &[]).await;
+    let mut body = Gateway::chat_body("chat", false);
+    body["messages"][0]["content"] = json!("é".repeat(1_000_000));
+    let request = gateway.post("/v1/chat/completions", body.to_string());
+    let (response, received) = tokio::join!(request.send(), async {
+        let mut call = worker.call().await;
+        let received = call.body.take();
+        call.json(200, json!({}));
+        received
+    });
+    assert_eq!(response.expect("an answer").status(), 200);
+    assert!(received == body);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_finish_its_request_is_let_go() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let worker = Worker::start().await;
+    let manifests = route("chat", &[("v1", 1, &[&worker.url()])]);
+    let args = ["--header-read-timeout", "200ms", "--body-read-timeout", "200ms"];
+    let gateway = Gateway::start(&manifests, &args).await;
+    let address = gateway.url("").replace("http://", "");
+    for (sent, answer) in [
+        ("POST /v1/chat/comp", ""),
+        ("POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\n{", "HTTP/1.1 408 "),
+    ] {
+        let mut client = tokio::net::TcpStream::connect(&address).await.expect("connected");
+        client.write_all(sent.as_bytes()).await.expect("sent");
+        let mut received = String::new();
+        within("the connection is closed", client.read_to_string(&mut received)).await.expect("closed");
+        assert!(received.starts_with(answer), "{received}");
+    }
+}

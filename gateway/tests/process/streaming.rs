@@ -134,3 +134,29 @@ async fn a_pod_that_falls_silent_ends_the_stream_with_an_error_event() {
     assert!(text.contains("was silent for 0.2 seconds"), "{text}");
     sending.abandoned().await;
 }
+
+#[tokio::test]
+async fn many_streams_run_side_by_side() {
+    const STREAMS: usize = 300;
+    let mut worker = Worker::start().await;
+    let gateway = Gateway::start(&route("chat", &[("v1", 1, &[&worker.url()])]), &[]).await;
+    let body = Gateway::chat_body("chat", true).to_string();
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..STREAMS {
+        let request = gateway.post("/v1/chat/completions", body.clone());
+        clients.spawn(async move { request.send().await.expect("an answer").text().await.expect("text") });
+    }
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let sending = worker.call().await.stream();
+        sending.send("data: 1\n\n").await;
+        streams.push(sending);
+    }
+    assert_eq!(gateway.metric("fairlead_gateway_requests_in_flight", "").await, STREAMS as f64);
+    for sending in streams {
+        sending.send("data: [DONE]\n\n").await;
+    }
+    while let Some(text) = within("all streams end", clients.join_next()).await {
+        assert_eq!(text.expect("joined"), "data: 1\n\ndata: [DONE]\n\n");
+    }
+}
