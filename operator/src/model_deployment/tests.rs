@@ -1,1 +1,4 @@
-
+mod building;
+mod observing;
+mod scenarios;
+mod validating;

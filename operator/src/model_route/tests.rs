@@ -1,1 +1,160 @@
+//! Whole reconciles of routes against an API server in memory.
 
+use std::sync::Arc;
+
+use fairlead_crds::model_route::ModelRoute;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use super::triggers::{Changed, concerned};
+use super::reconcile;
+use crate::stores::get;
+use crate::testing::{Cluster, model_route};
+
+fn path(namespace: &str, name: &str) -> String {
+    format!("/apis/fairlead.dev/v1alpha1/namespaces/{namespace}/modelroutes/{name}")
+}
+
+fn add(cluster: &Cluster, route: &ModelRoute) {
+    cluster.put(&path(&route.namespace().unwrap(), &route.name_any()), serde_json::to_value(route).unwrap());
+}
+
+fn route(name: &str, spec: &str, age: u32) -> ModelRoute {
+    model_route(&format!("{{apiVersion: fairlead.dev/v1alpha1, kind: ModelRoute, metadata: {{name: {name}}}, spec: {spec}}}"), age)
+}
+
+fn deployment(cluster: &Cluster, name: &str, ready: bool) {
+    let status = if ready { "True" } else { "False" };
+    let path = format!("/apis/fairlead.dev/v1alpha1/namespaces/models/modeldeployments/{name}");
+    cluster.put(
+        &path,
+        json!({"apiVersion": "fairlead.dev/v1alpha1", "kind": "ModelDeployment",
+            "metadata": {"name": name, "namespace": "models", "uid": name, "generation": 1},
+            "spec": {"model": {"uri": "hf://a/b"}},
+            "status": {"observedGeneration": 1, "replicas": 0, "readyReplicas": 0, "conditions": [
+                {"type": "Ready", "status": status, "reason": if ready { "Available" } else { "RollingOut" }, "message": "",
+                 "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
+    );
+}
+
+async fn step(cluster: &mut Cluster, namespace: &str, name: &str) -> Value {
+    cluster.sync();
+    let object = get(&cluster.context.stores.model_routes, namespace, name).unwrap();
+    reconcile(object, Arc::clone(&cluster.context)).await.unwrap();
+    cluster.get(&path(namespace, name)).unwrap()["status"].clone()
+}
+
+fn ready(status: &Value) -> (&str, &str, &str) {
+    let condition = status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "Ready").unwrap();
+    let text = |key: &str| condition[key].as_str().unwrap();
+    (text("status"), text("reason"), text("message"))
+}
+
+#[tokio::test]
+async fn a_route_is_ready_when_every_backend_with_a_weight_is() {
+    let mut cluster = Cluster::new();
+    deployment(&cluster, "one", true);
+    deployment(&cluster, "two", false);
+    deployment(&cluster, "three", false);
+    let spec = "{backends: [{name: a, modelDeployment: one, weight: 8}, {name: b, modelDeployment: two, weight: 2}, \
+                {name: c, modelDeployment: three}]}";
+    add(&cluster, &route("chat", spec, 1));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(ready(&status).0, "False");
+    assert_eq!(ready(&status).1, "Waiting");
+    assert!(ready(&status).2.contains("two is not ready (RollingOut)"), "{status}");
+    assert_eq!(status["effectiveSplit"], json!([{"backend": "a", "percent": "80"}, {"backend": "b", "percent": "20"}]));
+    assert_eq!(status["split"], "a=80 b=20");
+    assert_eq!(status["model"], "chat");
+    deployment(&cluster, "two", true);
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!((ready(&status).0, ready(&status).1), ("True", "Routed"));
+    assert_eq!(cluster.events(), ["Waiting", "Routed"]);
+    cluster.writes();
+    step(&mut cluster, "models", "chat").await;
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn thirds_are_rounded() {
+    let mut cluster = Cluster::new();
+    deployment(&cluster, "one", true);
+    let backends: Vec<String> = ["a", "b", "c"].map(|it| format!("{{name: {it}, modelDeployment: one, weight: 1}}")).into();
+    add(&cluster, &route("chat", &format!("{{backends: [{}]}}", backends.join(", ")), 1));
+    assert_eq!(step(&mut cluster, "models", "chat").await["split"], "a=33.33 b=33.33 c=33.33");
+}
+
+#[tokio::test]
+async fn a_missing_backend_is_told_and_heals() {
+    let mut cluster = Cluster::new();
+    add(&cluster, &route("chat", "{backends: [{name: a, modelDeployment: one}]}", 1));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(ready(&status).1, "BackendNotFound");
+    assert!(ready(&status).2.contains("spec.backends[a].modelDeployment"), "{status}");
+    deployment(&cluster, "one", true);
+    assert_eq!(ready(&step(&mut cluster, "models", "chat").await).1, "Routed");
+}
+
+#[tokio::test]
+async fn of_two_routes_with_one_name_the_older_has_it_until_it_goes() {
+    let mut cluster = Cluster::new();
+    deployment(&cluster, "one", true);
+    let older = route("first", "{model: chat, backends: [{name: a, modelDeployment: one}]}", 9);
+    let newer = route("chat", "{backends: [{name: a, modelDeployment: one}]}", 1);
+    add(&cluster, &older);
+    add(&cluster, &newer);
+    assert_eq!(ready(&step(&mut cluster, "models", "first").await).1, "Routed");
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(ready(&status).1, "ModelNameTaken");
+    assert!(ready(&status).2.contains("models/first"), "{status}");
+
+    cluster.remove(&path("models", "first"));
+    cluster.sync();
+    // What the watch of the older one's deletion leads to.
+    let told = concerned(&Changed::Route("chat".into()), &cluster.context.stores.model_routes);
+    assert_eq!(told.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["chat"]);
+    assert_eq!(ready(&step(&mut cluster, "models", "chat").await).1, "Routed");
+}
+
+#[tokio::test]
+async fn routes_of_one_age_are_ordered_by_namespace_and_name() {
+    let mut cluster = Cluster::new();
+    deployment(&cluster, "one", true);
+    let spec = "{model: chat, backends: [{name: a, modelDeployment: one}]}";
+    add(&cluster, &route("b", spec, 1));
+    add(&cluster, &route("a", spec, 1));
+    assert_eq!(ready(&step(&mut cluster, "models", "a").await).1, "Routed");
+    assert_eq!(ready(&step(&mut cluster, "models", "b").await).1, "ModelNameTaken");
+}
+
+#[tokio::test]
+async fn contradictions_are_refused_also_when_the_schema_let_them_through() {
+    for (spec, part) in [
+        ("{backends: []}", "spec.backends is empty"),
+        ("{backends: [{name: a, modelDeployment: one, weight: 0}]}", "weights sum to zero"),
+        ("{backends: [{name: a, modelDeployment: one}, {name: b, modelDeployment: one}]}", "weights sum to zero"),
+        ("{backends: [{name: a, modelDeployment: one, weight: 1}, {name: a, modelDeployment: one}]}", "two are named a"),
+        ("{backends: [{name: a, endpoints: ['http://10.0.0.1']}]}", "spec.backends[a].endpoints"),
+        ("{backends: [{name: a}]}", "spec.backends[a].modelDeployment is missing"),
+    ] {
+        let mut cluster = Cluster::new();
+        deployment(&cluster, "one", true);
+        add(&cluster, &route("chat", spec, 1));
+        let status = step(&mut cluster, "models", "chat").await;
+        assert_eq!(ready(&status).1, "InvalidSpec", "{spec}");
+        assert!(ready(&status).2.contains(part), "{spec}: {status}");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_deployment_concerns_the_routes_that_name_it() {
+    let mut cluster = Cluster::new();
+    add(&cluster, &route("chat", "{backends: [{name: a, modelDeployment: one}]}", 1));
+    add(&cluster, &route("other", "{backends: [{name: a, modelDeployment: two}]}", 1));
+    cluster.sync();
+    let told = |namespace: &str| {
+        let changed = Changed::Deployment(namespace.to_owned(), "one".to_owned());
+        concerned(&changed, &cluster.context.stores.model_routes).len()
+    };
+    assert_eq!((told("models"), told("elsewhere")), (1, 0));
+}

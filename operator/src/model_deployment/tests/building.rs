@@ -1,0 +1,70 @@
+//! Fixture in, children out, as snapshots.
+
+use serde_json::json;
+
+use crate::model_deployment::build::{build, inspect_job};
+use crate::model_deployment::{plan, validate};
+use crate::testing::{inspection, model_deployment, settings};
+
+const HUB: &str = include_str!("fixtures/hub.yaml");
+const GPU: &str = include_str!("fixtures/gpu.yaml");
+const IMAGE: &str = include_str!("fixtures/image.yaml");
+const CLAIM: &str = include_str!("fixtures/claim.yaml");
+
+fn children(yaml: &str) -> serde_json::Value {
+    let validated = validate::validate(&model_deployment(yaml), &settings()).unwrap();
+    let nodes = [[(plan::GPU_MEMORY_LABEL.to_owned(), "81559".to_owned())].into()];
+    let budget = plan::memory_budget(&validated, &nodes).unwrap();
+    let inputs = plan::inputs(&validated, budget);
+    let plan = plan::make(&validated, &inputs, budget, &inspection(1_235_814_400)).unwrap();
+    let children = build(&validated, &plan, &settings());
+    json!({
+        "deployment": children.deployment,
+        "service": children.service,
+        "configMap": children.config_map,
+        "serviceAccount": children.service_account,
+        "podDisruptionBudget": children.pod_disruption_budget,
+    })
+}
+
+#[test]
+fn from_a_hub_on_the_cpu() {
+    insta::assert_yaml_snapshot!(children(HUB));
+}
+
+#[test]
+fn from_a_hub_on_a_gpu_with_everything_set() {
+    insta::assert_yaml_snapshot!(children(GPU));
+}
+
+#[test]
+fn from_an_image() {
+    insta::assert_yaml_snapshot!(children(IMAGE)["deployment"]);
+}
+
+#[test]
+fn from_a_claim() {
+    insta::assert_yaml_snapshot!(children(CLAIM)["deployment"]);
+}
+
+#[test]
+fn inspection_jobs() {
+    for (name, yaml) in [("image", IMAGE), ("claim", CLAIM)] {
+        let validated = validate::validate(&model_deployment(yaml), &settings()).unwrap();
+        let job = inspect_job::inspect_job(&validated, &inspect_job::inputs(&validated));
+        insta::assert_yaml_snapshot!(format!("inspection_job_{name}"), serde_json::to_value(job).unwrap());
+    }
+}
+
+#[test]
+fn the_revision_changes_with_what_pods_serve_and_with_nothing_else() {
+    let revision = |yaml: &str| {
+        let children = children(yaml);
+        children["deployment"]["spec"]["template"]["metadata"]["labels"]["fairlead.dev/revision"].clone()
+    };
+    let original = revision(HUB);
+    assert_eq!(revision(&HUB.replace("replicas: 2", "replicas: 3")), original);
+    assert_eq!(revision(&HUB.replace("maxSurge: 0", "maxSurge: 1")), original);
+    assert_ne!(revision(&HUB.replace("maxModelLen: 4096", "maxModelLen: 2048")), original);
+    assert_ne!(revision(&HUB.replace("memory: 8Gi", "memory: 9Gi")), original);
+}

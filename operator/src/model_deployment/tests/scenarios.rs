@@ -1,0 +1,299 @@
+//! Whole reconciles against an API server in memory.
+
+use std::sync::Arc;
+
+use fairlead_model::Reason;
+use kube::runtime::controller::Action;
+use serde_json::{Value, json};
+
+use crate::error::Error;
+use crate::inspector::InspectError;
+use crate::metrics::Outcome;
+use crate::model_deployment::reconcile;
+use crate::stores::get;
+use crate::testing::{Cluster, inspection, model_deployment};
+
+const OBJECT: &str = "/apis/fairlead.dev/v1alpha1/namespaces/models/modeldeployments/llama";
+const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/models/deployments/llama";
+const JOB: &str = "/apis/batch/v1/namespaces/models/jobs/llama-inspect";
+const INSPECTION_POD: &str = "/api/v1/namespaces/models/pods/llama-inspect-x";
+const POD: &str = "/api/v1/namespaces/models/pods/llama-x";
+
+fn cluster(yaml: &str) -> Cluster {
+    let cluster = Cluster::new();
+    cluster.put(OBJECT, serde_json::to_value(model_deployment(yaml)).unwrap());
+    cluster
+}
+
+fn from_hub(memory: &str) -> Cluster {
+    let cluster = cluster(&include_str!("fixtures/hub.yaml").replace("8Gi", memory));
+    cluster.hub_has("hf://org/llama@main", Ok(inspection(1_235_814_400)));
+    cluster.hub_has("hf://org/llama@c0ffee", Ok(inspection(1_235_814_400)));
+    cluster
+}
+
+async fn step(cluster: &mut Cluster) -> Result<(Action, Outcome), Error> {
+    cluster.sync();
+    let object = get(&cluster.context.stores.model_deployments, "models", "llama").unwrap();
+    reconcile(object, Arc::clone(&cluster.context)).await
+}
+
+fn ready(cluster: &Cluster) -> (String, String, String) {
+    let status = cluster.get(OBJECT).unwrap()["status"].clone();
+    let condition = status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "Ready").unwrap().clone();
+    let text = |key: &str| condition[key].as_str().unwrap().to_owned();
+    (text("status"), text("reason"), text("message"))
+}
+
+fn revision(cluster: &Cluster) -> Value {
+    cluster.get(DEPLOYMENT).unwrap()["spec"]["template"]["metadata"]["labels"]["fairlead.dev/revision"].clone()
+}
+
+/// Does what Kubernetes' own controllers and the kubelet would.
+fn pods_become_ready(cluster: &Cluster) {
+    let generation = cluster.get(DEPLOYMENT).unwrap()["metadata"]["generation"].clone();
+    cluster.edit(DEPLOYMENT, |it| {
+        it["status"] = json!({"observedGeneration": generation, "updatedReplicas": 2, "availableReplicas": 2, "replicas": 2});
+    });
+    for name in ["x", "y"] {
+        cluster.put(
+            &POD.replace("llama-x", &format!("llama-{name}")),
+            json!({"metadata": {"name": format!("llama-{name}"), "namespace": "models", "labels": {
+                "app.kubernetes.io/name": "fairlead-inference", "fairlead.dev/model-deployment": "llama",
+                "fairlead.dev/revision": revision(cluster)}},
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}),
+        );
+    }
+}
+
+#[tokio::test]
+async fn from_nothing_to_ready_and_then_no_write_at_all() {
+    let mut cluster = from_hub("8Gi");
+    step(&mut cluster).await.unwrap();
+    let children = ["serviceaccounts/llama", "configmaps/llama-config", "services/llama", "poddisruptionbudgets/llama", "deployments/llama"];
+    let writes = cluster.writes();
+    assert_eq!(writes.len(), children.len() + 1, "{writes:?}");
+    for (write, child) in writes.iter().zip(children) {
+        assert!(write.starts_with("PATCH") && write.ends_with(child), "{write}");
+    }
+    assert_eq!(ready(&cluster).1, "RollingOut");
+    assert_eq!(cluster.events(), ["RollingOut"]);
+    let status = cluster.get(OBJECT).unwrap()["status"].clone();
+    assert_eq!(status["plan"]["fits"], true);
+    assert_eq!(status["plan"]["resolvedRevision"], "c0ffee");
+    assert_eq!(status["serving"], "0/2");
+
+    pods_become_ready(&cluster);
+    step(&mut cluster).await.unwrap();
+    assert_eq!((ready(&cluster).0.as_str(), ready(&cluster).1.as_str()), ("True", "Available"));
+    assert_eq!(cluster.events(), ["Available"]);
+    assert_eq!(cluster.writes().len(), 1, "only the status");
+    assert_eq!(cluster.get(OBJECT).unwrap()["status"]["serving"], "2/2");
+
+    assert_eq!(cluster.hub_was_asked().len(), 1);
+    for _ in 0..3 {
+        step(&mut cluster).await.unwrap();
+    }
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+    assert_eq!(cluster.events(), Vec::<String>::new());
+    assert_eq!(cluster.hub_was_asked(), Vec::<String>::new(), "the plan is in the status");
+}
+
+#[tokio::test]
+async fn drift_is_undone_and_foreign_fields_are_left_alone() {
+    let mut cluster = from_hub("8Gi");
+    step(&mut cluster).await.unwrap();
+    cluster.writes();
+    cluster.edit(DEPLOYMENT, |it| it["spec"]["minReadySeconds"] = json!(7));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+    cluster.edit(DEPLOYMENT, |it| it["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil"));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes(), [format!("PATCH {DEPLOYMENT}")]);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_makes_no_pod_and_heals_when_fixed() {
+    let mut cluster = from_hub("2Gi");
+    let (_, outcome) = step(&mut cluster).await.unwrap();
+    assert_eq!(outcome, Outcome::Invalid);
+    assert_eq!(cluster.writes(), [format!("PATCH {OBJECT}/status")]);
+    let (status, reason, message) = ready(&cluster);
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "DoesNotFit"));
+    assert!(message.contains("GiB") && message.contains("resources.memory"), "{message}");
+    assert_eq!(cluster.get(OBJECT).unwrap()["status"]["plan"]["fits"], false);
+    assert!(cluster.get(DEPLOYMENT).is_none());
+    // It stays settled, and the hub is left alone.
+    cluster.hub_was_asked();
+    step(&mut cluster).await.unwrap();
+    assert_eq!((cluster.writes().len(), cluster.hub_was_asked().len()), (0, 0));
+
+    cluster.edit(OBJECT, |it| {
+        it["spec"]["resources"]["memory"] = json!("8Gi");
+        it["metadata"]["generation"] = json!(2);
+    });
+    step(&mut cluster).await.unwrap();
+    assert!(cluster.get(DEPLOYMENT).is_some());
+    assert_eq!(ready(&cluster).1, "RollingOut");
+    assert_eq!(cluster.hub_was_asked(), ["hf://org/llama@c0ffee"], "the revision stays where it was");
+}
+
+#[tokio::test]
+async fn a_new_spec_that_does_not_fit_leaves_what_serves_alone() {
+    let mut cluster = from_hub("8Gi");
+    step(&mut cluster).await.unwrap();
+    pods_become_ready(&cluster);
+    step(&mut cluster).await.unwrap();
+    let before = cluster.get(DEPLOYMENT);
+    cluster.edit(OBJECT, |it| it["spec"]["resources"]["memory"] = json!("2Gi"));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.get(DEPLOYMENT), before);
+    assert_eq!(ready(&cluster).1, "DoesNotFit");
+    assert_eq!(cluster.get(OBJECT).unwrap()["status"]["readyReplicas"], 2, "they still serve");
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_there_heals_when_the_uri_is_corrected() {
+    let mut cluster = from_hub("8Gi");
+    let error = InspectError::Model { reason: Reason::ModelNotFound, message: "no repository org/lama".into() };
+    cluster.hub_has("hf://org/lama@main", Err(error));
+    cluster.edit(OBJECT, |it| it["spec"]["model"]["uri"] = json!("hf://org/lama"));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster), ("False".into(), "ModelNotFound".into(), "no repository org/lama".into()));
+    cluster.edit(OBJECT, |it| it["spec"]["model"]["uri"] = json!("hf://org/llama"));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "RollingOut");
+}
+
+#[tokio::test]
+async fn a_hub_that_does_not_answer_is_told_and_tried_again_with_backoff() {
+    let mut cluster = from_hub("8Gi");
+    cluster.hub_has("hf://org/llama@main", Err(InspectError::Unreachable("connection refused".into())));
+    let error = step(&mut cluster).await.unwrap_err();
+    assert!(error.action().is_none(), "backoff");
+    let (_, reason, message) = ready(&cluster);
+    assert_eq!(reason, "Waiting");
+    assert!(message.contains("connection refused"));
+}
+
+#[tokio::test]
+async fn hiccups_of_the_api_server_ask_for_backoff_and_say_nothing_about_the_object() {
+    let mut cluster = from_hub("8Gi");
+    step(&mut cluster).await.unwrap();
+    pods_become_ready(&cluster);
+    for code in [409, 500] {
+        cluster.fail_next("modeldeployments/llama/status", code);
+        let error = step(&mut cluster).await.unwrap_err();
+        assert!(error.action().is_none() && !error.concerns_the_object(), "{error}");
+    }
+    cluster.edit(DEPLOYMENT, |it| it["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil"));
+    cluster.fail_next("PATCH /apis/apps/v1", 503);
+    assert!(step(&mut cluster).await.is_err());
+    assert_eq!(ready(&cluster).1, "RollingOut", "the status is as it was");
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "RollingOut");
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_api_server_is_told() {
+    let mut cluster = from_hub("8Gi");
+    cluster.fail_next("PATCH /apis/apps/v1", 403);
+    assert!(step(&mut cluster).await.is_err());
+    let (_, reason, message) = ready(&cluster);
+    assert_eq!(reason, "Waiting");
+    assert!(message.contains("apply Deployment llama"), "{message}");
+}
+
+#[tokio::test]
+async fn a_service_of_somebody_else_is_not_taken_over() {
+    let mut cluster = from_hub("8Gi");
+    cluster.put("/api/v1/namespaces/models/services/llama", json!({"metadata": {"name": "llama", "namespace": "models"}}));
+    step(&mut cluster).await.unwrap();
+    let (_, reason, message) = ready(&cluster);
+    assert_eq!(reason, "InvalidSpec");
+    assert!(message.contains("Service named llama exists already"), "{message}");
+    assert!(cluster.get(DEPLOYMENT).is_none());
+}
+
+#[tokio::test]
+async fn an_image_is_inspected_by_a_job_whose_result_becomes_the_plan() {
+    let mut cluster = cluster(&include_str!("fixtures/image.yaml").replace("name: tiny", "name: llama"));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "Inspecting");
+    assert!(cluster.get(DEPLOYMENT).is_none(), "no engine pod before the plan");
+    let uid = cluster.get(JOB).unwrap()["metadata"]["uid"].clone();
+    cluster.writes();
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes(), Vec::<String>::new(), "the Job is waited for");
+
+    cluster.edit(JOB, |it| it["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]}));
+    let pod = |message: String, code: i32| {
+        json!({"metadata": {"name": "llama-inspect-x", "namespace": "models", "ownerReferences": [
+            {"apiVersion": "batch/v1", "kind": "Job", "name": "llama-inspect", "uid": uid}], "labels": {
+            "app.kubernetes.io/name": "fairlead-inspection", "fairlead.dev/model-deployment": "llama"}},
+            "status": {"phase": "Succeeded", "containerStatuses": [{"name": "inspect", "image": "", "imageID": "", "ready": false,
+                "restartCount": 0, "state": {"terminated": {"exitCode": code, "message": message}}}]}})
+    };
+    cluster.put(INSPECTION_POD, pod(serde_json::to_string(&inspection(1_235_814_400)).unwrap(), 0));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "RollingOut");
+    assert!(cluster.get(DEPLOYMENT).is_some());
+    // Once the plan is in the status the Job has done its work.
+    step(&mut cluster).await.unwrap();
+    assert!(cluster.get(JOB).is_none());
+    assert_eq!(ready(&cluster).1, "RollingOut");
+    cluster.remove(INSPECTION_POD);
+    cluster.writes();
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_failed_inspection_is_told_once_and_looked_at_anew_for_another_image() {
+    let mut cluster = cluster(&include_str!("fixtures/image.yaml").replace("name: tiny", "name: llama"));
+    step(&mut cluster).await.unwrap();
+    let uid = cluster.get(JOB).unwrap()["metadata"]["uid"].clone();
+    cluster.edit(JOB, |it| it["status"] = json!({"conditions": [{"type": "Failed", "status": "True"}]}));
+    cluster.put(
+        INSPECTION_POD,
+        json!({"metadata": {"name": "llama-inspect-x", "namespace": "models", "ownerReferences": [
+            {"apiVersion": "batch/v1", "kind": "Job", "name": "llama-inspect", "uid": uid}], "labels": {
+            "app.kubernetes.io/name": "fairlead-inspection", "fairlead.dev/model-deployment": "llama"}},
+            "status": {"phase": "Failed", "containerStatuses": [{"name": "inspect", "image": "", "imageID": "", "ready": false,
+                "restartCount": 0, "state": {"terminated": {"exitCode": 1,
+                    "message": "UnsupportedArchitecture: config.json: MambaForCausalLM"}}}]}}),
+    );
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster), ("False".into(), "UnsupportedArchitecture".into(), "config.json: MambaForCausalLM".into()));
+    cluster.writes();
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes(), Vec::<String>::new(), "no Job in a circle");
+
+    cluster.edit(OBJECT, |it| it["spec"]["model"]["uri"] = json!("oci://registry.test/models/other:1"));
+    step(&mut cluster).await.unwrap();
+    assert!(cluster.get(JOB).is_none(), "the old Job goes first");
+    step(&mut cluster).await.unwrap();
+    assert!(cluster.get(JOB).is_some());
+    assert_eq!(ready(&cluster).1, "Inspecting");
+}
+
+#[tokio::test]
+async fn an_object_that_is_being_deleted_is_left_alone() {
+    let mut cluster = from_hub("8Gi");
+    cluster.edit(OBJECT, |it| it["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z"));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn without_replicas_the_number_is_left_to_others() {
+    let mut cluster = cluster(&include_str!("fixtures/hub.yaml").replace("  replicas: 2\n", ""));
+    cluster.hub_has("hf://org/llama@main", Ok(inspection(1_235_814_400)));
+    step(&mut cluster).await.unwrap();
+    assert!(cluster.get(DEPLOYMENT).unwrap()["spec"].get("replicas").is_none());
+    cluster.edit(DEPLOYMENT, |it| it["spec"]["replicas"] = json!(5));
+    cluster.writes();
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.get(OBJECT).unwrap()["status"]["serving"], "0/5");
+    assert_eq!(cluster.writes(), [format!("PATCH {OBJECT}/status")]);
+}
