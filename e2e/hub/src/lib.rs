@@ -9,6 +9,7 @@
 //! tests.
 
 pub mod faults;
+mod file_answer;
 pub mod log;
 pub mod repository;
 pub mod serve;

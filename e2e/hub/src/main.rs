@@ -22,6 +22,9 @@ struct Arguments {
     /// Redirect weights to a second port, as large hubs do.
     #[arg(long)]
     redirect_weights: bool,
+    /// List names only, as some mirrors do.
+    #[arg(long)]
+    plain_lists: bool,
 }
 
 #[tokio::main]
@@ -31,8 +34,9 @@ async fn main() -> anyhow::Result<()> {
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
         )
         .init();
-    let Arguments { root, listen, token, redirect_weights } = Arguments::parse();
-    let hub = TestHub::start(HubOptions { root: root.clone(), listen, token, redirect_weights }).await?;
+    let Arguments { root, listen, token, redirect_weights, plain_lists } = Arguments::parse();
+    let hub = TestHub::start(HubOptions { root: root.clone(), listen, token, redirect_weights, plain_lists })
+        .await?;
     tracing::info!(url = hub.url(), root = %root.display(), "serving models");
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {

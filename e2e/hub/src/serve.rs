@@ -4,12 +4,10 @@
 //! `/_hub/requests` (GET, DELETE) is the request log, `/_hub/faults` (POST one, DELETE all) the faults,
 //! `/healthz` says that it lives.
 
-use std::io::SeekFrom;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -21,17 +19,15 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use futures::stream::{self, Stream};
+use futures::stream::{Stream, StreamExt};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::faults::{Fault, FaultKind, Faults};
+use crate::file_answer::serve_file;
 use crate::log::{RequestLog, RequestRecord};
 use crate::repository::{Missing, Repositories, RepositoryFile, Revision};
-
-const CHUNK_BYTES: u64 = 64 << 10;
 
 /// How a hub runs.
 #[derive(Clone, Debug)]
@@ -44,6 +40,8 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// Serve weights from a second port, to which requests are redirected, as large hubs do.
     pub redirect_weights: bool,
+    /// List names only, as some mirrors do: no sizes, no hashes.
+    pub plain_lists: bool,
 }
 
 impl HubOptions {
@@ -55,6 +53,7 @@ impl HubOptions {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             token: None,
             redirect_weights: false,
+            plain_lists: false,
         }
     }
 }
@@ -71,6 +70,7 @@ struct Hub {
     repositories: Repositories,
     token: Option<String>,
     content_host: Option<SocketAddr>,
+    plain_lists: bool,
     log: RequestLog,
     faults: Faults,
 }
@@ -97,6 +97,7 @@ impl TestHub {
             repositories: Repositories::new(options.root),
             token: options.token,
             content_host,
+            plain_lists: options.plain_lists,
             log: log.clone(),
             faults: faults.clone(),
         });
@@ -194,8 +195,9 @@ async fn model_info(
     let answer = async {
         refuse_if_asked(hub.faults.take_status(request.uri.path()).as_ref())?;
         let found = admit(&hub, &request, &org, &name, &revision).await?;
-        let with_blobs =
-            query.is_some_and(|query| query.split('&').any(|pair| pair.eq_ignore_ascii_case("blobs=true")));
+        let with_blobs = !hub.plain_lists
+            && query
+                .is_some_and(|query| query.split('&').any(|pair| pair.eq_ignore_ascii_case("blobs=true")));
         let siblings: Vec<Value> = found.files.iter().map(|file| sibling(file, with_blobs)).collect();
         let id = format!("{org}/{name}");
         Ok(Json(json!({
@@ -256,7 +258,7 @@ async fn resolve(
                 let location = format!("http://{host}/content/{org}/{name}/{}/{}", found.commit, file.path);
                 (StatusCode::FOUND, [(header::LOCATION, location)]).into_response()
             }
-            _ => serve_file(file, &request, hub.faults.take(request.uri.path())).await?,
+            _ => serve_file(file, &request, strike(&hub, &request)).await?,
         };
         let headers = response.headers_mut();
         insert(headers, "x-repo-commit", &found.commit);
@@ -278,14 +280,20 @@ async fn content(
 ) -> Response {
     let answer = async {
         let found = find(&hub, &org, &name, &revision).await?;
-        serve_file(entry(&found, &file)?, &request, hub.faults.take(request.uri.path())).await
+        serve_file(entry(&found, &file)?, &request, strike(&hub, &request)).await
     };
     let response = answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response());
     logged(&hub, &request, response, true)
 }
 
+/// The fault that strikes a file request; those of the body spare a HEAD.
+fn strike(hub: &Hub, request: &Parts) -> Option<FaultKind> {
+    let path = request.uri.path();
+    if request.method == Method::HEAD { hub.faults.take_status(path) } else { hub.faults.take(path) }
+}
+
 /// An answer that is not what was asked for, in the form hubs use.
-struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     code: &'static str,
     message: String,
@@ -318,7 +326,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-fn refuse_if_asked(fault: Option<&FaultKind>) -> Result<(), Refusal> {
+pub(crate) fn refuse_if_asked(fault: Option<&FaultKind>) -> Result<(), Refusal> {
     let Some(FaultKind::Status { status, retry_after }) = fault else { return Ok(()) };
     let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     Err(Refusal { retry_after: *retry_after, ..Refusal::new(status, "", "a fault that was asked for") })
@@ -361,106 +369,6 @@ fn entry<'a>(revision: &'a Revision, path: &str) -> Result<&'a RepositoryFile, R
     file.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "EntryNotFound", "Entry not found"))
 }
 
-async fn serve_file(
-    file: &RepositoryFile,
-    request: &Parts,
-    fault: Option<FaultKind>,
-) -> Result<Response, Refusal> {
-    refuse_if_asked(fault.as_ref())?;
-    let etag = format!("\"{}\"", file.etag());
-    let header = |name: HeaderName| request.headers.get(name).and_then(|value| value.to_str().ok());
-    let range_applies =
-        header(header::IF_RANGE).is_none_or(|value| value == etag) && fault != Some(FaultKind::IgnoreRange);
-    let range = header(header::RANGE).filter(|_| range_applies);
-    let (status, begin, end) = match range.map(|range| parse_range(range, file.size)) {
-        None => (StatusCode::OK, 0, file.size),
-        Some(Some((begin, end))) => (StatusCode::PARTIAL_CONTENT, begin, end),
-        Some(None) => {
-            let mut response = StatusCode::RANGE_NOT_SATISFIABLE.into_response();
-            insert(response.headers_mut(), "content-range", &format!("bytes */{}", file.size));
-            return Ok(response);
-        }
-    };
-    let body = if request.method == Method::HEAD {
-        Body::empty()
-    } else {
-        let mut opened = tokio::fs::File::open(&file.on_disk).await?;
-        opened.seek(SeekFrom::Start(begin)).await?;
-        Body::from_stream(file_stream(opened, end - begin, fault))
-    };
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    insert(headers, "etag", &etag);
-    insert(headers, "accept-ranges", "bytes");
-    insert(headers, "content-length", &(end - begin).to_string());
-    insert(headers, "content-type", "application/octet-stream");
-    if status == StatusCode::PARTIAL_CONTENT {
-        insert(headers, "content-range", &format!("bytes {begin}-{}/{}", end - 1, file.size));
-    }
-    Ok(response)
-}
-
-/// `bytes=a-b`, `bytes=a-` or `bytes=-n` as a half-open interval; `None` when no byte of it exists.
-fn parse_range(range: &str, size: u64) -> Option<(u64, u64)> {
-    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
-    let (begin, end) = match (first.trim(), last.trim()) {
-        ("", suffix) => (size.saturating_sub(suffix.parse().ok()?), size),
-        (begin, "") => (begin.parse().ok()?, size),
-        (begin, last) => (begin.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?.min(size)),
-    };
-    (begin < end).then_some((begin, end))
-}
-
-fn file_stream(
-    file: tokio::fs::File,
-    length: u64,
-    fault: Option<FaultKind>,
-) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
-    struct Progress {
-        file: tokio::fs::File,
-        left: u64,
-        sent: u64,
-        fault: Option<FaultKind>,
-    }
-    stream::try_unfold(Progress { file, left: length, sent: 0, fault }, async |mut at| {
-        let mut wanted = at.left.min(CHUNK_BYTES);
-        match at.fault {
-            Some(FaultKind::Cut { after_bytes }) if at.sent >= after_bytes => {
-                // The server flushes what it has only when the body has nothing for it at the moment.
-                tokio::task::yield_now().await;
-                return Err(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "cut as asked for"));
-            }
-            Some(FaultKind::Cut { after_bytes }) => wanted = wanted.min(after_bytes - at.sent),
-            Some(FaultKind::Slow { bytes_per_second }) => {
-                wanted = wanted.min((bytes_per_second / 10).max(1));
-                if at.sent > 0 {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-            _ => {}
-        }
-        if wanted == 0 {
-            return Ok(None);
-        }
-        let mut buffer = vec![0; usize::try_from(wanted).unwrap_or_default()];
-        let read = at.file.read(&mut buffer).await?;
-        if read == 0 {
-            return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file shrank"));
-        }
-        buffer.truncate(read);
-        if at.sent == 0
-            && at.fault == Some(FaultKind::Corrupt)
-            && let Some(byte) = buffer.first_mut()
-        {
-            *byte ^= 0xff;
-        }
-        at.sent += read as u64;
-        at.left -= read as u64;
-        Ok(Some((Bytes::from(buffer), at)))
-    })
-}
-
 /// Puts the request into the log and counts the body's bytes as they go out.
 fn logged(hub: &Hub, request: &Parts, response: Response, content_host: bool) -> Response {
     let header = |name: HeaderName| {
@@ -480,7 +388,6 @@ fn logged(hub: &Hub, request: &Parts, response: Response, content_host: bool) ->
 }
 
 fn counted(body: Body, sent: Arc<AtomicU64>) -> impl Stream<Item = Result<Bytes, axum::Error>> {
-    use futures::StreamExt;
     body.into_data_stream().inspect(move |chunk| {
         if let Ok(chunk) = chunk {
             sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
@@ -488,23 +395,8 @@ fn counted(body: Body, sent: Arc<AtomicU64>) -> impl Stream<Item = Result<Bytes,
     })
 }
 
-fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+pub(crate) fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_half_open_and_clamped() {
-        assert_eq!(parse_range("bytes=0-7", 100), Some((0, 8)));
-        assert_eq!(parse_range("bytes=90-", 100), Some((90, 100)));
-        assert_eq!(parse_range("bytes=90-200", 100), Some((90, 100)));
-        assert_eq!(parse_range("bytes=-10", 100), Some((90, 100)));
-        assert_eq!(parse_range("bytes=100-", 100), None);
-        assert_eq!(parse_range("items=0-7", 100), None);
     }
 }

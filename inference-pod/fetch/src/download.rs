@@ -14,9 +14,10 @@ use tokio::io::AsyncWriteExt;
 
 use crate::digest::{hash_reader, hex};
 use crate::error::FetchError;
-use crate::hub::{FileAnswer, Hub, RemoteModel, is_sha256, with_causes};
+use crate::hub::{FileAnswer, Hub, with_causes};
 use crate::hub_answer::content_range;
 use crate::progress::Meter;
+use crate::remote_model::{RemoteModel, is_sha256};
 use crate::state::{FetchedFile, sync_folder};
 
 /// A file whose size and version are known.

@@ -11,9 +11,10 @@ use crate::digest;
 use crate::download::{Wanted, download};
 use crate::error::FetchError;
 use crate::files::{self, WeightsLayout};
-use crate::hub::{Hub, RemoteModel, is_commit};
+use crate::hub::Hub;
 use crate::inspect::{self, Inspection};
 use crate::progress::{Meter, Progress, ProgressFn};
+use crate::remote_model::{RemoteModel, is_commit};
 use crate::source_uri::{Repository, SourceUri};
 use crate::state::State;
 
@@ -164,17 +165,19 @@ async fn bring(
     let meter = Meter::new(total, options.progress.clone());
 
     let mut missing = Vec::new();
-    let mut held =
-        State { repository: model.repository.to_string(), commit: model.commit.clone(), ..State::default() };
     for wanted in wanted {
-        if let Some(file) = state.holds(dir, &wanted.name, &wanted.etag).await {
-            meter.add(file.size);
-            held.files.insert(wanted.name.clone(), file.clone());
-        } else {
-            missing.push(wanted);
+        match state.holds(dir, &wanted.name, &wanted.etag).await {
+            Some(file) => meter.add(file.size),
+            None => missing.push(wanted),
         }
     }
-    state = held;
+    // Files of an earlier revision stay in the state until this one is whole, so that none is forgotten by a crash.
+    state = State {
+        repository: model.repository.to_string(),
+        commit: model.commit.clone(),
+        complete: false,
+        files: state.files,
+    };
     state.write(dir).await?;
 
     let downloads: Vec<_> = missing.iter().map(|wanted| download(hub, model, wanted, dir, &meter)).collect();
@@ -185,25 +188,19 @@ async fn bring(
         state.write(dir).await?;
     }
     drop(downloads);
-    remove_others(dir, &in_use).await?;
+    // A stale chat template of an earlier revision would be used, and stale shards take space.
+    for name in state.remove_all_but(&in_use) {
+        let path = dir.join(name);
+        match tokio::fs::remove_file(&path).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(FetchError::disk("remove", &path, &error));
+            }
+            _ => {}
+        }
+    }
     state.complete = true;
     state.write(dir).await?;
     Ok(state)
-}
-
-/// Removes small files of an earlier revision that this one does not have: a stale chat template would be used.
-async fn remove_others(dir: &Path, in_use: &BTreeSet<String>) -> Result<(), FetchError> {
-    for name in files::SMALL_FILES.iter().copied().chain([INDEX_FILE, fairlead_model::index::SINGLE_FILE]) {
-        if !in_use.contains(name) {
-            match tokio::fs::remove_file(dir.join(name)).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(FetchError::disk("remove", &dir.join(name), &error));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }
 
 async fn finish(dir: &Path, state: &State, options: &FetchOptions) -> Result<FetchedModel, FetchError> {

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, ETAG, HeaderMap, IF_RANGE, LOCATION, RANGE};
 use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
-use serde::Deserialize;
 
 use crate::error::FetchError;
 use crate::hub_answer::{self, Asked, content_range};
+use crate::remote_model::{Listing, RemoteFile, RemoteModel, is_commit, is_root_file};
 use crate::retry::RetryPolicy;
 use crate::source_uri::Repository;
 
@@ -29,30 +29,6 @@ pub struct Hub {
     endpoint: Url,
     token: Option<String>,
     pub(crate) retry: RetryPolicy,
-}
-
-/// A revision of a repository, fixed to a commit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RemoteModel {
-    /// The repository.
-    pub repository: Repository,
-    /// The commit that the revision stood for when it was looked up.
-    pub commit: String,
-    /// Files in the repository's root.
-    pub files: Vec<RemoteFile>,
-}
-
-/// A file on a hub.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RemoteFile {
-    /// Name in the repository's root.
-    pub name: String,
-    /// Bytes, when the hub's list says.
-    pub size: Option<u64>,
-    /// Hexadecimal SHA-256, known for large files only.
-    pub sha256: Option<String>,
-    /// Entity tag without quotes, when the hub's list says.
-    pub etag: Option<String>,
 }
 
 /// Some bytes of a file.
@@ -314,58 +290,6 @@ impl Hub {
             .extend(segments);
         Ok(url)
     }
-}
-
-#[derive(Deserialize)]
-struct Listing {
-    sha: String,
-    #[serde(default)]
-    siblings: Vec<Sibling>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Sibling {
-    rfilename: String,
-    size: Option<u64>,
-    blob_id: Option<String>,
-    lfs: Option<Lfs>,
-}
-
-#[derive(Deserialize)]
-struct Lfs {
-    sha256: String,
-    size: u64,
-}
-
-impl From<Sibling> for RemoteFile {
-    fn from(sibling: Sibling) -> Self {
-        let Sibling { rfilename, size, blob_id, lfs } = sibling;
-        match lfs.filter(|lfs| is_sha256(&lfs.sha256)) {
-            Some(Lfs { sha256, size }) => {
-                Self { name: rfilename, size: Some(size), etag: Some(sha256.clone()), sha256: Some(sha256) }
-            }
-            None => Self { name: rfilename, size, sha256: None, etag: blob_id },
-        }
-    }
-}
-
-pub(crate) fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
-}
-
-/// Whether a revision is a commit, which never comes to stand for something else.
-pub(crate) fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
-}
-
-/// Names come from outside and become paths: only plain ones are taken.
-fn is_root_file(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 200
-        && !name.starts_with('.')
-        && !name.contains(['/', '\\'])
-        && !name.chars().any(char::is_control)
 }
 
 fn plain_etag(etag: &str) -> String {

@@ -17,7 +17,8 @@ use tokio::io::AsyncReadExt;
 use crate::digest::hex;
 use crate::error::FetchError;
 use crate::files::{self, WeightsLayout};
-use crate::hub::{Hub, RangeRead, RemoteModel};
+use crate::hub::{Hub, RangeRead};
+use crate::remote_model::RemoteModel;
 use crate::source_uri::SourceUri;
 
 /// Read of a weights file at first: holds the whole header of small models, and most of the length of larger ones'.

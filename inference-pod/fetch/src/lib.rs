@@ -15,14 +15,16 @@ pub mod hub;
 mod hub_answer;
 pub mod inspect;
 pub mod progress;
+pub mod remote_model;
 pub mod retry;
 pub mod source_uri;
 mod state;
 
 pub use error::FetchError;
 pub use fetch::{FetchOptions, FetchedModel, fetch};
-pub use hub::{Hub, RemoteFile, RemoteModel};
+pub use hub::Hub;
 pub use inspect::{Inspection, inspect};
 pub use progress::{Progress, ProgressFn};
+pub use remote_model::{RemoteFile, RemoteModel};
 pub use retry::RetryPolicy;
 pub use source_uri::{Repository, SourceUri};

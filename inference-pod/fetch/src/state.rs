@@ -1,6 +1,6 @@
 //! What a folder that we fetched into holds, so that a restart neither fetches nor hashes again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -74,6 +74,13 @@ impl State {
             }
         }
         true
+    }
+
+    /// Forgets the files that are not among `in_use` and returns their names.
+    pub(crate) fn remove_all_but(&mut self, in_use: &BTreeSet<String>) -> Vec<String> {
+        let others: Vec<String> = self.files.keys().filter(|name| !in_use.contains(*name)).cloned().collect();
+        self.files.retain(|name, _| in_use.contains(name));
+        others
     }
 
     /// SHA-256 of each file by name, for the digest.

@@ -10,6 +10,7 @@ use common::{Scene, uri, write_model};
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Progress, fetch};
 use fairlead_model::Reason;
 use fairlead_test_hub::FaultKind;
+use sha2::{Digest, Sha256};
 
 const TINY: &str = "hf://org/tiny";
 
@@ -154,8 +155,10 @@ async fn a_branch_is_followed_and_a_commit_is_not() {
     assert!(error.to_string().contains("no revision"), "{error}");
 
     fs::remove_file(scene.model_dir().join("chat_template.jinja")).expect("was there");
+    fs::write(scene.cache.path().join("vocab.json"), "not ours").expect("is written");
     fetch_tiny(&scene, "main").await.expect("is fetched");
     assert!(!scene.cache.path().join("chat_template.jinja").exists(), "a stale template would be used");
+    assert!(scene.cache.path().join("vocab.json").exists(), "what we did not fetch is not ours to remove");
 }
 
 #[tokio::test]
@@ -294,6 +297,57 @@ async fn a_disk_that_refuses_is_told() {
     let error = fetch(&uri(TINY), &scene.client(), &file, &options).await.expect_err("is a file");
     assert!(matches!(error, FetchError::Disk(_)), "{error}");
     assert!(error.to_string().contains("a file is where a folder is needed"), "{error}");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told() {
+    let scene = Scene::new().await;
+    let weights = fs::read(scene.model_dir().join("model.safetensors")).expect("is there");
+    // The partial file's name is made from the entity tag, which for weights is their SHA-256.
+    let etag = hex(&Sha256::digest(&weights));
+    let partial = format!(".model.safetensors.{}.partial", &hex(&Sha256::digest(etag.as_bytes()))[..16]);
+    std::os::unix::fs::symlink("/dev/full", scene.cache.path().join(&partial)).expect("is linked");
+    let error = fetch_tiny(&scene, "main").await.expect_err("has no room");
+    assert!(error.to_string().contains("the volume is full"), "{error}");
+    assert!(error.to_string().contains("model.safetensors"), "{error}");
+    assert!(!scene.cache.path().join("model.safetensors").exists());
+
+    fs::remove_file(scene.cache.path().join(&partial)).expect("is there");
+    fetch_tiny(&scene, "main").await.expect("room was made");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn a_mirror_that_lists_names_only_still_works() {
+    let scene = Scene::with(|options| options.plain_lists = true).await;
+    scene.hub.faults().strike(FaultKind::Cut { after_bytes: 300_000 }, 1, "model.safetensors");
+    fetch_tiny(&scene, "main").await.expect("is fetched");
+    let weights = scene.requests_for("model.safetensors");
+    let asked: Vec<_> = weights.iter().map(|request| (request.method.as_str(), request.status)).collect();
+    assert_eq!(asked, [("HEAD", 200), ("GET", 200), ("GET", 206)]);
+
+    scene.hub.faults().strike(FaultKind::Corrupt, 2, "model.safetensors");
+    let other = tempfile::tempdir().expect("a folder");
+    let error = fetch(&uri(TINY), &scene.client(), other.path(), &FetchOptions::default())
+        .await
+        .expect_err("corrupt");
+    assert!(error.to_string().contains("SHA-256"), "the linked entity tag is checked: {error}");
+}
+
+#[tokio::test]
+async fn weights_that_were_uploaded_cut_are_refused_after_the_fetch() {
+    let scene = Scene::new().await;
+    let file =
+        fs::File::options().write(true).open(scene.model_dir().join("model.safetensors")).expect("is there");
+    file.set_len(200_000).expect("is cut");
+    let error = fetch_tiny(&scene, "main").await.expect_err("is cut");
+    assert_eq!(error.reason(), Reason::ModelInvalid);
+    assert!(error.to_string().contains("truncated"), "{error}");
+    write_model(&scene.model_dir(), 128, 1);
+    fetch_tiny(&scene, "main").await.expect("was uploaded again");
 }
 
 #[tokio::test]
