@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use fairlead_openai::{ApiError, Model, ModelList};
-use http::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderValue};
+use http::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -148,7 +148,10 @@ impl Gateway {
         let deadline = TokioInstant::now() + self.body_read_timeout;
         let limit = self.max_request_bytes;
         if length.is_some_and(|length| length > limit) {
-            discard(body, deadline).await;
+            // Who waits for 100 Continue has not sent anything yet, and reading would ask for it.
+            if !headers.contains_key(EXPECT) {
+                discard(body, deadline).await;
+            }
             return Err(ApiError::too_large(limit));
         }
         let mut read = BytesMut::with_capacity(length.unwrap_or(0));

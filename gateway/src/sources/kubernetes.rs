@@ -111,7 +111,8 @@ pub async fn follow(
 ) {
     let caches = Arc::new(Caches::default());
     let mut watches = JoinSet::new();
-    let namespace = namespace.as_deref();
+    // An empty variable in a pod's environment means the same as none.
+    let namespace = namespace.as_deref().filter(|namespace| !namespace.is_empty());
     let all = || watcher::Config::default().timeout(WATCH_SECONDS);
     // Slices inherit the labels of their Service, and other Services' are of no interest.
     let labelled = all().labels(MODEL_DEPLOYMENT_LABEL);
