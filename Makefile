@@ -28,7 +28,9 @@ test-e2e: build ## End-to-end tests on the local cluster, or on KUBECONFIG's
 	$(E2E) test
 
 build: setup ## Release binaries: target/release/fairlead-{operator,gateway,inference,e2e}
-	$(CARGO) build --release --workspace --bins
+	$(CARGO) build --release --workspace --bins --exclude fairlead-model-copy
+	# Static, because it runs inside images that hold a model and nothing else.
+	$(CARGO) rustc --release --package fairlead-model-copy -- -C target-feature=+crt-static
 
 .PHONY: setup e2e-tool
 setup:

@@ -54,6 +54,8 @@ fn helm(paths: &Paths, tools: &Tools, chart: &str, target: &Target, values: &[St
     let mut command = shell::command(&tools.helm, &["--kubeconfig", &text(&paths.kubeconfig())]);
     command
         .args(["--namespace", NAMESPACE, "upgrade", "--install", "--create-namespace", chart])
+        // CRDs that were once applied by hand become the release's.
+        .arg("--take-ownership")
         .arg(paths.root.join("charts").join(chart));
     if chart == "fairlead" {
         for value in chart_values(target).iter().chain(values) {
