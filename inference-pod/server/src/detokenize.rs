@@ -82,7 +82,7 @@ impl Detokenizer {
 }
 
 /// The text without what may still become a character.
-fn stable(text: &str) -> &str {
+pub fn stable(text: &str) -> &str {
     text.trim_end_matches(REPLACEMENT)
 }
 

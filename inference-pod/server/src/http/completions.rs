@@ -17,6 +17,7 @@ use futures::future::try_join_all;
 use futures::stream::{Stream, StreamExt, select_all};
 use serde_json::{Map, Value};
 
+use crate::detokenize::stable;
 use crate::drain::InFlight;
 use crate::generation::{Generation, Output, ScoredToken, TextRequest};
 use crate::http::errors::HttpError;
@@ -71,8 +72,10 @@ fn start_all(
         let echo = match (request.echo, prompt) {
             (false, _) => None,
             (true, Prompt::Text(text)) => Some(Echo { text: text.clone(), tokens: tokens.clone() }),
+            // Half a character at its end is the answer's to complete.
             (true, Prompt::Tokens(tokens)) => {
-                Some(Echo { text: model.codec.decode(tokens).map_err(internal)?, tokens: tokens.clone() })
+                let text = model.codec.decode(tokens).map_err(internal)?;
+                Some(Echo { text: stable(&text).to_owned(), tokens: tokens.clone() })
             }
         };
         let generation = Generation::start(
