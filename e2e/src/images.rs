@@ -134,7 +134,10 @@ impl Workshop {
         if !built {
             let context = component.stage(&self.images.join("context"))?;
             self.buildah.build(&containerfile, &context, &image, base)?;
+            fs::remove_dir_all(&context).with_context(|| format!("removing {}", context.display()))?;
             self.buildah.export(&image, &load::folder(&self.images))?;
+            self.buildah.prune()?;
+            load::prune(&self.images)?;
             fs::write(&record, &fingerprint).with_context(|| format!("writing {}", record.display()))?;
         }
         let sent = match target {

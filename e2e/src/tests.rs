@@ -11,7 +11,7 @@ use crate::local::status;
 use crate::paths::Paths;
 use crate::progress::say;
 
-/// Runs the tests that need a cluster (those marked as ignored); collects logs and objects when one fails.
+/// Runs the tests that need a cluster (behind the feature of that name); collects logs and objects when one fails.
 pub fn run(paths: &Paths, filter: Option<&str>) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -25,7 +25,7 @@ pub fn run(paths: &Paths, filter: Option<&str>) -> Result<()> {
         "--",
     ]);
     // Two at a time: each brings its own namespace, and a small machine runs no more pods at once.
-    command.args(["--include-ignored", "--test-threads=2"]).args(filter);
+    command.args(["--test-threads=2"]).args(filter);
     let status = command.status().context("cargo cannot be started: is Rust installed?")?;
     if !status.success() {
         status::collect(paths, None)?;

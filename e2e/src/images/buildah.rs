@@ -58,10 +58,15 @@ impl Buildah {
         shell::output(&mut command).map(drop).with_context(|| format!("building {image}"))
     }
 
-    /// Copies an image to an OCI layout on the disk, as plain tars: layers that are there already are not copied again.
+    /// Copies an image to an OCI layout on the disk: layers that are there already are neither compressed nor copied again.
     pub fn export(&self, image: &str, folder: &Path) -> Result<()> {
         let target = format!("oci:{}:{image}", folder.display());
-        shell::output(&mut self.command(&["push", "--disable-compression", image, &target])).map(drop)
+        shell::output(&mut self.command(&["push", image, &target])).map(drop)
+    }
+
+    /// Removes images that no name refers to any more: those of earlier builds.
+    pub fn prune(&self) -> Result<()> {
+        shell::output(&mut self.command(&["rmi", "--prune"])).map(drop)
     }
 
     /// Pushes an image to a registry.

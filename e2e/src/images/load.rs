@@ -88,6 +88,28 @@ fn children(manifest: &Value) -> BTreeSet<String> {
         .collect()
 }
 
+/// Removes the blobs of the layout that no image in its index refers to: those of earlier builds.
+pub fn prune(images: &Path) -> Result<()> {
+    let folder = folder(images);
+    let index = read_json(&folder.join("index.json"))?;
+    let mut used = BTreeSet::new();
+    for manifest in index["manifests"].as_array().into_iter().flatten() {
+        let Some(digest) = manifest["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:"))
+        else {
+            continue;
+        };
+        used.extend(children(&read_json(&folder.join(oci::blob(digest)))?));
+        used.insert(digest.to_owned());
+    }
+    let blobs = folder.join("blobs/sha256");
+    for blob in fs::read_dir(&blobs).with_context(|| format!("reading {}", blobs.display()))?.flatten() {
+        if !used.contains(blob.file_name().to_string_lossy().as_ref()) {
+            fs::remove_file(blob.path()).with_context(|| format!("removing {}", blob.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// The digest of an image's configuration, by which the kubelet reports what a container runs.
 pub fn config_digest(images: &Path, image: &str) -> Result<String> {
     let entry = entry(images, image)?;
@@ -116,6 +138,23 @@ mod tests {
         ]});
         assert_eq!(find(&index, "localhost/b:dev").unwrap().digest, "bb");
         assert!(find(&index, "localhost/c:dev").is_none());
+    }
+
+    #[test]
+    fn only_blobs_of_named_images_are_kept() {
+        let images = tempfile::tempdir().unwrap();
+        let layout = folder(images.path());
+        let blobs = layout.join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(layout.join("index.json"), json!({"manifests": [{"digest": "sha256:mm"}]}).to_string())
+            .unwrap();
+        fs::write(blobs.join("mm"), json!({"config": {"digest": "sha256:cc"}, "layers": []}).to_string())
+            .unwrap();
+        for name in ["cc", "old"] {
+            fs::write(blobs.join(name), name).unwrap();
+        }
+        prune(images.path()).unwrap();
+        assert!(blobs.join("mm").exists() && blobs.join("cc").exists() && !blobs.join("old").exists());
     }
 
     #[test]

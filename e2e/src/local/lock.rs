@@ -19,7 +19,7 @@ pub fn acquire(path: &Path) -> Result<File> {
     match file.try_lock() {
         Ok(()) => return Ok(file),
         Err(TryLockError::WouldBlock) => {
-            say("another run of this command is under way: waiting for it to end")
+            say("another run of this command is under way: waiting for it to end");
         }
         Err(TryLockError::Error(error)) => {
             return Err(error).with_context(|| format!("locking {}", path.display()));

@@ -214,10 +214,16 @@ mod tests {
 
     #[test]
     fn a_stopped_process_is_gone() {
-        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
-        let process = read(child.id().cast_signed());
-        let process = process.unwrap();
-        assert!(process.is_alive());
+        let mut child =
+            Command::new("sleep").arg("600").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Its command line is not there at the very moment that it becomes another program.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let process = loop {
+            match read(child.id().cast_signed()) {
+                Some(process) if process.argv[0] == "sleep" => break process,
+                _ => assert!(Instant::now() < deadline, "sleep does not start"),
+            }
+        };
         stop(std::slice::from_ref(&process), Duration::from_secs(5)).unwrap();
         assert!(!process.is_alive());
         child.wait().unwrap();
