@@ -1,5 +1,8 @@
 //! `ModelDeployment` (`md`): one model, its engine and its pods.
 
+// Each `printcolumn(…)` group has the same keys.
+#![allow(clippy::duplicated_attributes)]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{

@@ -1,5 +1,8 @@
 //! `ModelRoute` (`mr`): a public model name and where its traffic goes.
 
+// Each `printcolumn(…)` group has the same keys.
+#![allow(clippy::duplicated_attributes)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, ResourceExt};
 use schemars::JsonSchema;

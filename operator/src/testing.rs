@@ -98,7 +98,8 @@ fn applied(before: Option<&Value>, mut body: Value, version: u64) -> Value {
 fn fields(value: &Value) -> Value {
     match value {
         Value::Object(object) => {
-            let below: Map<_, _> = object.iter().map(|(key, value)| (format!("f:{key}"), fields(value))).collect();
+            let below: Map<_, _> =
+                object.iter().map(|(key, value)| (format!("f:{key}"), fields(value))).collect();
             below.into()
         }
         _ => json!({}),
@@ -111,7 +112,10 @@ fn status(code: u16) -> (u16, Value) {
         409 => "Conflict",
         _ => "InternalError",
     };
-    (code, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "on demand", "reason": reason, "code": code}))
+    (
+        code,
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "on demand", "reason": reason, "code": code}),
+    )
 }
 
 /// A hub that says what it is told to, and counts.
@@ -233,7 +237,8 @@ where
 {
     writer.apply_watcher_event(&watcher::Event::Init);
     for object in objects.iter().filter(|(path, _)| path.contains(part)).map(|(_, object)| object) {
-        writer.apply_watcher_event(&watcher::Event::InitApply(serde_json::from_value(object.clone()).unwrap()));
+        writer
+            .apply_watcher_event(&watcher::Event::InitApply(serde_json::from_value(object.clone()).unwrap()));
     }
     writer.apply_watcher_event(&watcher::Event::InitDone);
 }

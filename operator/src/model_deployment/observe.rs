@@ -168,10 +168,14 @@ fn failure(pod: &Pod) -> Option<(&'static str, String)> {
     if is_ready(pod) || is_terminating(pod) {
         return None;
     }
-    containers(pod).find_map(|container| {
+    let status = pod.status.as_ref()?;
+    let init = status.init_container_statuses.iter().flatten().map(|it| (it, true));
+    let main = status.container_statuses.iter().flatten().map(|it| (it, false));
+    init.chain(main).find_map(|(container, may_end)| {
         let now = container.state.as_ref().and_then(|it| it.terminated.as_ref());
         let before = container.last_state.as_ref().and_then(|it| it.terminated.as_ref());
-        let crash = now.or(before).filter(|it| it.exit_code != 0)?;
+        // An engine that ends has failed, whatever its code.
+        let crash = now.or(before).filter(|it| it.exit_code != 0 || !may_end)?;
         let (reason, message) = split_reason(crash.message.as_deref().unwrap_or_default());
         match reason {
             Some(reason) => Some((stalled_reason(reason), message)),

@@ -148,10 +148,7 @@ pub fn validate(object: &ModelDeployment, settings: &Settings) -> Result<Validat
     Ok(ValidatedModelDeployment {
         name: object.name_any(),
         namespace: object.namespace().unwrap_or_default(),
-        owner: object.controller_owner_ref(&()).ok_or_else(|| {
-            // Objects from an API server always have a name and a uid.
-            Error::Transient("the object has no uid".to_owned())
-        })?,
+        owner: owner(object)?,
         engine: validate_engine(engine, kv_cache, &resources)?,
         pod: validate_pod(pod_template, &source, secret.as_deref(), settings),
         source,
@@ -163,6 +160,14 @@ pub fn validate(object: &ModelDeployment, settings: &Settings) -> Result<Validat
         max_surge,
         max_unavailable,
     })
+}
+
+fn owner(object: &ModelDeployment) -> Result<OwnerReference, Error> {
+    // Objects from an API server always have a name and a uid.
+    let owner = object
+        .controller_owner_ref(&())
+        .ok_or_else(|| Error::Transient("the object has no uid".to_owned()))?;
+    Ok(OwnerReference { block_owner_deletion: Some(true), ..owner })
 }
 
 fn invalid(message: impl Into<String>) -> Error {

@@ -6,8 +6,8 @@ use fairlead_crds::model_route::ModelRoute;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::triggers::{Changed, concerned};
 use super::reconcile;
+use super::triggers::{Changed, concerned};
 use crate::stores::get;
 use crate::testing::{Cluster, model_route};
 
@@ -20,7 +20,12 @@ fn add(cluster: &Cluster, route: &ModelRoute) {
 }
 
 fn route(name: &str, spec: &str, age: u32) -> ModelRoute {
-    model_route(&format!("{{apiVersion: fairlead.dev/v1alpha1, kind: ModelRoute, metadata: {{name: {name}}}, spec: {spec}}}"), age)
+    model_route(
+        &format!(
+            "{{apiVersion: fairlead.dev/v1alpha1, kind: ModelRoute, metadata: {{name: {name}}}, spec: {spec}}}"
+        ),
+        age,
+    )
 }
 
 fn deployment(cluster: &Cluster, name: &str, ready: bool) {
@@ -63,7 +68,10 @@ async fn a_route_is_ready_when_every_backend_with_a_weight_is() {
     assert_eq!(ready(&status).0, "False");
     assert_eq!(ready(&status).1, "Waiting");
     assert!(ready(&status).2.contains("two is not ready (RollingOut)"), "{status}");
-    assert_eq!(status["effectiveSplit"], json!([{"backend": "a", "percent": "80"}, {"backend": "b", "percent": "20"}]));
+    assert_eq!(
+        status["effectiveSplit"],
+        json!([{"backend": "a", "percent": "80"}, {"backend": "b", "percent": "20"}])
+    );
     assert_eq!(status["split"], "a=80 b=20");
     assert_eq!(status["model"], "chat");
     deployment(&cluster, "two", true);
@@ -79,7 +87,8 @@ async fn a_route_is_ready_when_every_backend_with_a_weight_is() {
 async fn thirds_are_rounded() {
     let mut cluster = Cluster::new();
     deployment(&cluster, "one", true);
-    let backends: Vec<String> = ["a", "b", "c"].map(|it| format!("{{name: {it}, modelDeployment: one, weight: 1}}")).into();
+    let backends: Vec<String> =
+        ["a", "b", "c"].map(|it| format!("{{name: {it}, modelDeployment: one, weight: 1}}")).into();
     add(&cluster, &route("chat", &format!("{{backends: [{}]}}", backends.join(", ")), 1));
     assert_eq!(step(&mut cluster, "models", "chat").await["split"], "a=33.33 b=33.33 c=33.33");
 }
@@ -132,8 +141,14 @@ async fn contradictions_are_refused_also_when_the_schema_let_them_through() {
     for (spec, part) in [
         ("{backends: []}", "spec.backends is empty"),
         ("{backends: [{name: a, modelDeployment: one, weight: 0}]}", "weights sum to zero"),
-        ("{backends: [{name: a, modelDeployment: one}, {name: b, modelDeployment: one}]}", "weights sum to zero"),
-        ("{backends: [{name: a, modelDeployment: one, weight: 1}, {name: a, modelDeployment: one}]}", "two are named a"),
+        (
+            "{backends: [{name: a, modelDeployment: one}, {name: b, modelDeployment: one}]}",
+            "weights sum to zero",
+        ),
+        (
+            "{backends: [{name: a, modelDeployment: one, weight: 1}, {name: a, modelDeployment: one}]}",
+            "two are named a",
+        ),
         ("{backends: [{name: a, endpoints: ['http://10.0.0.1']}]}", "spec.backends[a].endpoints"),
         ("{backends: [{name: a}]}", "spec.backends[a].modelDeployment is missing"),
     ] {

@@ -32,7 +32,13 @@ fn pod(name: &str, revision: &str, ready: bool, extra: Value) -> Arc<Pod> {
 }
 
 fn look(deployment: Deployment, pods: Vec<Arc<Pod>>) -> Observation {
-    observe(&Seen { deployment: Some(deployment), revision: Some("new".into()), initial_replicas: 1, pods, ..Seen::default() })
+    observe(&Seen {
+        deployment: Some(deployment),
+        revision: Some("new".into()),
+        initial_replicas: 1,
+        pods,
+        ..Seen::default()
+    })
 }
 
 fn container(state: Value, last: Value, restarts: i32) -> Value {
@@ -42,9 +48,9 @@ fn container(state: Value, last: Value, restarts: i32) -> Value {
 
 fn reason(observation: &Observation) -> (&'static str, String) {
     match &observation.verdict {
-        Verdict::Ready { reason, message } | Verdict::Reconciling { reason, message } | Verdict::Stalled { reason, message } => {
-            (reason, message.clone())
-        }
+        Verdict::Ready { reason, message }
+        | Verdict::Reconciling { reason, message }
+        | Verdict::Stalled { reason, message } => (reason, message.clone()),
     }
 }
 
@@ -94,19 +100,34 @@ fn what_the_engine_says_at_its_end_is_told() {
 #[test]
 fn one_crash_is_bad_luck_and_two_are_a_failure() {
     let crash = json!({"terminated": {"exitCode": 139, "message": "segmentation fault"}});
-    let at = |restarts| look(deployment(1, 0), vec![pod("a", "new", false, container(json!({"running": {}}), crash.clone(), restarts))]);
+    let at = |restarts| {
+        look(
+            deployment(1, 0),
+            vec![pod("a", "new", false, container(json!({"running": {}}), crash.clone(), restarts))],
+        )
+    };
     assert_eq!(reason(&at(1)).0, "RollingOut");
     assert_eq!(reason(&at(2)).0, "PodFailed");
     assert!(reason(&at(2)).1.contains("segmentation fault"));
+    let quiet = container(json!({"running": {}}), json!({"terminated": {"exitCode": 0}}), 2);
+    assert_eq!(
+        reason(&look(deployment(1, 0), vec![pod("a", "new", false, quiet)])).0,
+        "PodFailed",
+        "an engine must not end"
+    );
     let out_of_memory = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
-    let observation = look(deployment(1, 0), vec![pod("a", "new", false, container(json!({"running": {}}), out_of_memory, 3))]);
+    let observation = look(
+        deployment(1, 0),
+        vec![pod("a", "new", false, container(json!({"running": {}}), out_of_memory, 3))],
+    );
     assert!(reason(&observation).1.contains("spec.resources.memory"));
 }
 
 #[test]
 fn a_pod_that_has_recovered_is_no_failure() {
     let crash = json!({"terminated": {"exitCode": 139}});
-    let observation = look(deployment(1, 1), vec![pod("a", "new", true, container(json!({"running": {}}), crash, 5))]);
+    let observation =
+        look(deployment(1, 1), vec![pod("a", "new", true, container(json!({"running": {}}), crash, 5))]);
     assert_eq!(reason(&observation).0, "Available");
 }
 
@@ -128,7 +149,12 @@ fn no_node_and_no_image_are_told_while_rolling_out() {
 
 #[test]
 fn the_slowest_start_is_told() {
-    let fetching = StartupProgress { phase: "Fetching".into(), bytes_done: Some(1), bytes_total: Some(1_288_490_189), percent: Some(35) };
+    let fetching = StartupProgress {
+        phase: "Fetching".into(),
+        bytes_done: Some(1),
+        bytes_total: Some(1_288_490_189),
+        percent: Some(35),
+    };
     let loading = StartupProgress { phase: "Loading".into(), ..StartupProgress::default() };
     let observation = observe(&Seen {
         deployment: Some(deployment(2, 0)),
@@ -139,7 +165,11 @@ fn the_slowest_start_is_told() {
     });
     assert!(observation.starting);
     assert_eq!(observation.startup, Some(fetching));
-    assert!(reason(&observation).1.ends_with("fetching the model: 35 % of 1.2 GiB"), "{:?}", reason(&observation));
+    assert!(
+        reason(&observation).1.ends_with("fetching the model: 35 % of 1.2 GiB"),
+        "{:?}",
+        reason(&observation)
+    );
 }
 
 #[test]

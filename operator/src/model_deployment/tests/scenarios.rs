@@ -40,13 +40,15 @@ async fn step(cluster: &mut Cluster) -> Result<(Action, Outcome), Error> {
 
 fn ready(cluster: &Cluster) -> (String, String, String) {
     let status = cluster.get(OBJECT).unwrap()["status"].clone();
-    let condition = status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "Ready").unwrap().clone();
+    let condition =
+        status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "Ready").unwrap().clone();
     let text = |key: &str| condition[key].as_str().unwrap().to_owned();
     (text("status"), text("reason"), text("message"))
 }
 
 fn revision(cluster: &Cluster) -> Value {
-    cluster.get(DEPLOYMENT).unwrap()["spec"]["template"]["metadata"]["labels"]["fairlead.dev/revision"].clone()
+    cluster.get(DEPLOYMENT).unwrap()["spec"]["template"]["metadata"]["labels"]["fairlead.dev/revision"]
+        .clone()
 }
 
 /// Does what Kubernetes' own controllers and the kubelet would.
@@ -70,7 +72,13 @@ fn pods_become_ready(cluster: &Cluster) {
 async fn from_nothing_to_ready_and_then_no_write_at_all() {
     let mut cluster = from_hub("8Gi");
     step(&mut cluster).await.unwrap();
-    let children = ["serviceaccounts/llama", "configmaps/llama-config", "services/llama", "poddisruptionbudgets/llama", "deployments/llama"];
+    let children = [
+        "serviceaccounts/llama",
+        "configmaps/llama-config",
+        "services/llama",
+        "poddisruptionbudgets/llama",
+        "deployments/llama",
+    ];
     let writes = cluster.writes();
     assert_eq!(writes.len(), children.len() + 1, "{writes:?}");
     for (write, child) in writes.iter().zip(children) {
@@ -155,7 +163,8 @@ async fn a_new_spec_that_does_not_fit_leaves_what_serves_alone() {
 #[tokio::test]
 async fn a_model_that_is_not_there_heals_when_the_uri_is_corrected() {
     let mut cluster = from_hub("8Gi");
-    let error = InspectError::Model { reason: Reason::ModelNotFound, message: "no repository org/lama".into() };
+    let error =
+        InspectError::Model { reason: Reason::ModelNotFound, message: "no repository org/lama".into() };
     cluster.hub_has("hf://org/lama@main", Err(error));
     cluster.edit(OBJECT, |it| it["spec"]["model"]["uri"] = json!("hf://org/lama"));
     step(&mut cluster).await.unwrap();
@@ -207,7 +216,10 @@ async fn a_refusal_of_the_api_server_is_told() {
 #[tokio::test]
 async fn a_service_of_somebody_else_is_not_taken_over() {
     let mut cluster = from_hub("8Gi");
-    cluster.put("/api/v1/namespaces/models/services/llama", json!({"metadata": {"name": "llama", "namespace": "models"}}));
+    cluster.put(
+        "/api/v1/namespaces/models/services/llama",
+        json!({"metadata": {"name": "llama", "namespace": "models"}}),
+    );
     step(&mut cluster).await.unwrap();
     let (_, reason, message) = ready(&cluster);
     assert_eq!(reason, "InvalidSpec");
@@ -264,7 +276,10 @@ async fn a_failed_inspection_is_told_once_and_looked_at_anew_for_another_image()
                     "message": "UnsupportedArchitecture: config.json: MambaForCausalLM"}}}]}}),
     );
     step(&mut cluster).await.unwrap();
-    assert_eq!(ready(&cluster), ("False".into(), "UnsupportedArchitecture".into(), "config.json: MambaForCausalLM".into()));
+    assert_eq!(
+        ready(&cluster),
+        ("False".into(), "UnsupportedArchitecture".into(), "config.json: MambaForCausalLM".into())
+    );
     cluster.writes();
     step(&mut cluster).await.unwrap();
     assert_eq!(cluster.writes(), Vec::<String>::new(), "no Job in a circle");

@@ -8,7 +8,9 @@ use crate::model_deployment::validate::{ValidatedModelDeployment, validate};
 use crate::testing::{inspection, model_deployment, settings};
 
 fn try_spec(spec: &str) -> Result<ValidatedModelDeployment, Error> {
-    let yaml = format!("{{apiVersion: fairlead.dev/v1alpha1, kind: ModelDeployment, metadata: {{name: a}}, spec: {spec}}}");
+    let yaml = format!(
+        "{{apiVersion: fairlead.dev/v1alpha1, kind: ModelDeployment, metadata: {{name: a}}, spec: {spec}}}"
+    );
     validate(&model_deployment(&yaml), &settings())
 }
 
@@ -27,8 +29,14 @@ fn contradictions_name_the_field_and_the_remedy() {
         ("{model: {uri: 'hf://a/b'}, replicas: -1}", "spec.replicas"),
         ("{model: {uri: 'hf://a/b'}, update: {maxSurge: 0, maxUnavailable: 0}}", "set one to 1"),
         ("{model: {uri: 'hf://a/b'}, kvCache: {blockTokens: 8}}", "spec.kvCache.blockTokens"),
-        ("{model: {uri: 'hf://a/b'}, engine: {gpuMemoryUtilization: '1.5'}}", "spec.engine.gpuMemoryUtilization"),
-        ("{model: {uri: 'hf://a/b'}, engine: {gpuMemoryUtilization: 'NaN'}}", "spec.engine.gpuMemoryUtilization"),
+        (
+            "{model: {uri: 'hf://a/b'}, engine: {gpuMemoryUtilization: '1.5'}}",
+            "spec.engine.gpuMemoryUtilization",
+        ),
+        (
+            "{model: {uri: 'hf://a/b'}, engine: {gpuMemoryUtilization: 'NaN'}}",
+            "spec.engine.gpuMemoryUtilization",
+        ),
         ("{model: {uri: 'hf://a/b'}, resources: {memory: 'lots'}}", "spec.resources.memory"),
         ("{model: {uri: 'hf://a/b'}, resources: {cpu: '0'}}", "spec.resources.cpu"),
         ("{model: {uri: 'hf://a/b'}, resources: {gpus: 2}}", "set it to 1"),
@@ -44,7 +52,8 @@ fn contradictions_name_the_field_and_the_remedy() {
 
 #[test]
 fn the_budget_is_a_share_of_memory_or_of_the_smallest_gpu() {
-    let cpu = spec("{model: {uri: 'hf://a/b'}, resources: {memory: 10Gi}, engine: {gpuMemoryUtilization: '0.5'}}");
+    let cpu =
+        spec("{model: {uri: 'hf://a/b'}, resources: {memory: 10Gi}, engine: {gpuMemoryUtilization: '0.5'}}");
     assert_eq!(plan::memory_budget(&cpu, &[]).unwrap(), 5 << 30);
     let node = |zone: &str, memory: &str| -> BTreeMap<String, String> {
         [("zone".to_owned(), zone.to_owned()), (GPU_MEMORY_LABEL.to_owned(), memory.to_owned())].into()
@@ -56,7 +65,9 @@ fn the_budget_is_a_share_of_memory_or_of_the_smallest_gpu() {
     );
     assert_eq!(plan::memory_budget(&gpu, &nodes).unwrap(), 40 << 30);
     assert!(matches!(plan::memory_budget(&gpu, &nodes[..1]), Err(Error::Waiting { .. })), "no node matches");
-    let said = spec("{model: {uri: 'hf://a/b'}, resources: {gpus: 1, gpuMemory: 80Gi}, engine: {gpuMemoryUtilization: '0.5'}}");
+    let said = spec(
+        "{model: {uri: 'hf://a/b'}, resources: {gpus: 1, gpuMemory: 80Gi}, engine: {gpuMemoryUtilization: '0.5'}}",
+    );
     assert_eq!(plan::memory_budget(&said, &[]).unwrap(), 40 << 30);
 }
 
