@@ -10,7 +10,7 @@ use crate::worker::Worker;
 async fn a_drain_finishes_streams_and_takes_requests_until_balancers_know() {
     let mut worker = Worker::start().await;
     let manifests = route("chat", &[("v1", 1, &[&worker.url()])]);
-    let mut gateway = Gateway::start(&manifests, &["--drain-delay", "2s"]).await;
+    let mut gateway = Gateway::start(&manifests, &["--drain-delay", "1h"]).await;
     let (response, sending) = tokio::join!(gateway.chat("chat", true), async {
         let sending = worker.call().await.stream();
         sending.send("data: 1\n\n").await;
@@ -31,6 +31,8 @@ async fn a_drain_finishes_streams_and_takes_requests_until_balancers_know() {
     assert_eq!(late.status(), 200);
     assert_eq!(late.headers()["connection"], "close");
 
+    // A second signal ends the wait for balancers, so that the test need not sit it out.
+    gateway.signal(Signal::SIGTERM);
     // A client without a connection of its own: the listener must be closed for it.
     eventually("nothing more is taken", || async {
         let fresh = reqwest::Client::builder().no_proxy().build().expect("a client");
