@@ -54,7 +54,7 @@ fn a_prompt_in_one_piece_and_greedy_decoding_agree() {
             expected.assert_close(name, 0, &step[0].distributions, TOLERANCE);
             assert_eq!(
                 driver.decode(&[sequence], step, expected.greedy.len()),
-                [expected.greedy.clone()],
+                std::slice::from_ref(&expected.greedy),
                 "{name}"
             );
         }
@@ -78,7 +78,11 @@ fn a_prompt_in_chunks_agrees() {
                 expected.assert_close(name, first, &last[0].distributions, TOLERANCE);
                 first += *chunk as usize;
             }
-            assert_eq!(driver.decode(&[sequence], last, 12), [expected.greedy.clone()], "{name} {chunks:?}");
+            assert_eq!(
+                driver.decode(&[sequence], last, 12),
+                std::slice::from_ref(&expected.greedy),
+                "{name} {chunks:?}"
+            );
         }
     }
 }
