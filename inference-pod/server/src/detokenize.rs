@@ -54,13 +54,10 @@ impl Detokenizer {
         }
         if !new.is_empty() && whole.len() == text.len() {
             // Everything so far is sent: the tokens before the last piece can go.
-            let rest = self.window.split_off(self.settled);
+            let rest = self.window[self.settled..].to_vec();
             let text = self.codec.decode(&rest)?;
-            if text.is_empty() {
-                let mut window = std::mem::replace(&mut self.window, Vec::new());
-                window.extend(rest);
-                self.window = window;
-            } else {
+            // Special tokens alone are no context: what follows would be written as if it began a text.
+            if !text.is_empty() {
                 self.sent = text.len();
                 self.settled = rest.len();
                 self.window = rest;
