@@ -57,7 +57,11 @@ fn helm(paths: &Paths, tools: &Tools, chart: &str, target: &Target, values: &[St
         // CRDs that were once applied by hand become the release's.
         .arg("--take-ownership")
         .arg(paths.root.join("charts").join(chart));
-    if chart == "fairlead" {
+    if chart == "fairlead-crds" {
+        // Types that were applied by hand, as a developer does, become the release's; deleting them first would delete
+        // every object of them.
+        command.args(["--take-ownership", "--force-conflicts"]);
+    } else {
         for value in chart_values(target).iter().chain(values) {
             command.args(["--set", value]);
         }

@@ -2,7 +2,6 @@
 //!
 //! Owns: the command line and reading its event stream. Called by the quickstart.
 
-use std::io::Write;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -36,8 +35,8 @@ pub async fn ask(port: u16, model: &str, question: &str) -> Result<()> {
     while let Some(line) = lines.next_line().await.context("reading the answer")? {
         match event(&line) {
             Event::Text(text) => {
-                print!("{text}");
-                std::io::stdout().flush().context("printing the answer")?;
+                // To where everything else is shown, so that a log has it in its place; unbuffered.
+                eprint!("{text}");
                 answer.push_str(&text);
             }
             Event::End => finished = true,
@@ -45,7 +44,7 @@ pub async fn ask(port: u16, model: &str, question: &str) -> Result<()> {
             Event::Other => other.push_str(&line),
         }
     }
-    println!();
+    eprintln!();
     let status = curl.wait().await.context("waiting for curl")?;
     if !status.success() || !finished || answer.trim().is_empty() {
         bail!("the gateway did not stream an answer ({status}): {other}");
