@@ -6,6 +6,7 @@
 pub mod base;
 pub mod buildah;
 pub mod components;
+pub mod hub_models;
 pub mod libtorch;
 pub mod load;
 pub mod model;
@@ -90,6 +91,17 @@ pub fn build_and_load_model(paths: &Paths, folder: &Path) -> Result<()> {
     let target = Target::find()?;
     let _lock = lock::acquire(&paths.cache.join("images.lock"))?;
     Workshop::open(paths)?.deliver(&components::demo_model(folder), None, &target)
+}
+
+/// Builds the image of the test hub, with good and broken models made of the demo model in `folder`, and gets it into
+/// the cluster.
+pub fn build_and_load_test_hub(paths: &Paths, programs: &Path, folder: &Path) -> Result<()> {
+    let target = Target::find()?;
+    let _lock = lock::acquire(&paths.cache.join("images.lock"))?;
+    let models = hub_models::lay_out(folder)?;
+    let workshop = Workshop::open(paths)?;
+    let base = workshop.base()?;
+    workshop.deliver(&components::test_hub(programs, &models), Some(&base), &target)
 }
 
 /// What building needs, found once.

@@ -110,7 +110,11 @@ fn run(command: Command) -> Result<()> {
         Command::Uninstall => install::uninstall(&paths, &client_tools(&paths)?.helm),
         Command::Quickstart(programs) => runtime.block_on(quickstart::run(&paths, programs.folder(&paths))),
         Command::Test { programs, filter } => {
-            runtime.block_on(quickstart::prepare(&paths, &programs.folder(&paths)))?;
+            let programs = programs.folder(&paths);
+            runtime.block_on(async {
+                let tools = quickstart::prepare(&paths, &programs).await?;
+                tests::prepare(&paths, &tools, &programs).await
+            })?;
             tests::run(&paths, filter.as_deref())
         }
         Command::Forward(_) => Ok(()),

@@ -1,15 +1,47 @@
 //! Running the end-to-end tests.
 //!
-//! Owns: calling cargo and keeping what is needed to understand a failure. Must not: contain a test; they are in e2e/tests.
-//! Called by the binary's `test`.
+//! Owns: the model hub that the tests fetch from, calling cargo, and keeping what is needed to understand a failure. Must
+//! not: contain a test; they are in e2e/tests. Called by the binary's `test`.
 
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
 
+use crate::cluster;
+use crate::images::{self, model};
+use crate::install;
+use crate::local::layout::text;
 use crate::local::status;
 use crate::paths::Paths;
 use crate::progress::say;
+use crate::shell;
+use crate::tools::Tools;
+
+/// The hub's objects.
+const HUB_MANIFEST: &str = "e2e/hub/manifest.yaml";
+const HUB_NAMESPACE: &str = "fairlead-e2e";
+/// Where the operator and the inference pods find it.
+const HUB_URL: &str = "http://hub.fairlead-e2e.svc.cluster.local";
+const HUB_READY: Duration = Duration::from_secs(60);
+
+/// Starts the test hub on the cluster and points the operator at it.
+pub async fn prepare(paths: &Paths, tools: &Tools, programs: &Path) -> Result<()> {
+    let (all, folder) = (paths.clone(), programs.to_path_buf());
+    tokio::task::spawn_blocking(move || {
+        images::build_and_load_test_hub(&all, &folder, &model::ensure(&all)?)
+    })
+    .await
+    .context("the task that builds the test hub failed")??;
+    let manifest = text(&paths.root.join(HUB_MANIFEST));
+    shell::output(&mut status::kubectl(paths, &["apply", "-f", &manifest]))?;
+    install::install(paths, tools, &[format!("operator.hfEndpoint={HUB_URL}")]).await?;
+    let hubs: Api<Deployment> = Api::namespaced(cluster::client(&paths.kubeconfig()).await?, HUB_NAMESPACE);
+    cluster::await_condition(&hubs, "hub", cluster::deployment_available, HUB_READY).await
+}
 
 /// Runs the tests that need a cluster (behind the feature of that name); collects logs and objects when one fails.
 pub fn run(paths: &Paths, filter: Option<&str>) -> Result<()> {

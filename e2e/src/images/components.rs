@@ -34,8 +34,7 @@ pub struct Component {
     pub inputs: Vec<PathBuf>,
 }
 
-/// The images made of our programs in the folder `programs`. The test hub is left out where it was not built: an
-/// installation needs none.
+/// The images made of our programs in the folder `programs`.
 pub fn components(programs: &Path) -> Vec<Component> {
     let component = |name, containerfile, foundation, inputs: &[&str]| Component {
         name,
@@ -43,7 +42,7 @@ pub fn components(programs: &Path) -> Vec<Component> {
         foundation,
         inputs: inputs.iter().map(|input| programs.join(input)).collect(),
     };
-    let mut all = vec![
+    vec![
         component("fairlead-operator", "Containerfile.operator", Foundation::Debian, &["fairlead-operator"]),
         component("fairlead-gateway", "Containerfile.gateway", Foundation::Debian, &["fairlead-gateway"]),
         component(
@@ -52,16 +51,17 @@ pub fn components(programs: &Path) -> Vec<Component> {
             Foundation::Libtorch,
             &["fairlead-inference", "fairlead-model-copy"],
         ),
-    ];
-    if programs.join("fairlead-test-hub").is_file() {
-        all.push(component(
-            "fairlead-test-hub",
-            "Containerfile.test-hub",
-            Foundation::Debian,
-            &["fairlead-test-hub"],
-        ));
+    ]
+}
+
+/// The image of the test hub with the models it serves: the folder is called `models`.
+pub fn test_hub(programs: &Path, folder: &Path) -> Component {
+    Component {
+        name: "fairlead-test-hub",
+        containerfile: "Containerfile.test-hub",
+        foundation: Foundation::Debian,
+        inputs: vec![programs.join("fairlead-test-hub"), folder.to_path_buf()],
     }
-    all
 }
 
 /// The image of the demo model: the folder is called `models`.
