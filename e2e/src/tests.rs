@@ -51,8 +51,10 @@ pub fn run(paths: &Paths, filter: Option<&str>) -> Result<()> {
         "test",
         "--package",
         "fairlead-e2e",
+        "--features",
+        "cluster",
         "--test",
-        "*",
+        "cluster",
         "--no-fail-fast",
         "--",
     ]);

@@ -42,7 +42,7 @@ async fn missing_weights_are_named_and_heal() -> Result<()> {
 async fn a_repository_that_does_not_exist_is_named() -> Result<()> {
     in_namespace(async |namespace| {
         let object = model_deployment("absent", "hf://fairlead/absent");
-        is_refused(&namespace, &object, "ModelNotFound", &["fairlead/absent", "spec.model.uri"]).await
+        is_refused(&namespace, &object, "ModelNotFound", &["fairlead/absent", "model.uri"]).await
     })
     .await
 }
@@ -77,7 +77,7 @@ async fn a_model_too_big_for_its_gpu_says_so_with_the_numbers() -> Result<()> {
         let mut object = model_deployment("too-big", "hf://fairlead/tiny");
         object["spec"]["resources"] =
             json!({"gpus": 1, "gpuMemory": "4Mi", "cpu": "100m", "memory": "768Mi"});
-        is_refused(&namespace, &object, "DoesNotFit", &["MiB", "spec.resources"]).await?;
+        is_refused(&namespace, &object, "DoesNotFit", &["needs", "a replica has", "GPU with more memory"]).await?;
         let live = get(&namespace, "modeldeployment", "too-big").await?;
         ensure!(live["status"]["plan"]["fits"] == false, "{}", live["status"]["plan"]);
         heals(&namespace, "too-big", json!({"resources": {"gpus": 0, "gpuMemory": null}})).await
