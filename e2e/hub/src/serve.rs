@@ -167,9 +167,15 @@ async fn clear_requests(State(hub): State<Arc<Hub>>) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-async fn add_fault(State(hub): State<Arc<Hub>>, Json(fault): Json<Fault>) -> StatusCode {
-    hub.faults.add(fault);
-    StatusCode::NO_CONTENT
+async fn add_fault(State(hub): State<Arc<Hub>>, body: Bytes) -> Response {
+    // Whatever the content type: `kubectl create --raw` sends none.
+    match serde_json::from_slice::<Fault>(&body) {
+        Ok(fault) => {
+            hub.faults.add(fault);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("not a fault: {error}\n")).into_response(),
+    }
 }
 
 async fn clear_faults(State(hub): State<Arc<Hub>>) -> StatusCode {

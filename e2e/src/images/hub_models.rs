@@ -16,7 +16,7 @@ const WEIGHTS: &str = "model.safetensors";
 /// Lays out `models/fairlead/…` beside the demo model's folder, and returns the folder `models`.
 ///
 /// `tiny` is the demo model; `no-weights` lacks its weights, `truncated` has half of them, `unknown-architecture` says
-/// that it is another kind of model.
+/// that it is another kind of model; `slow` and `flaky` are the demo model again, for tests that disturb the fetching.
 pub fn lay_out(demo_model: &Path) -> Result<PathBuf> {
     let parent = demo_model.parent().context("the demo model's folder has a parent")?;
     let models = parent.join("hub").join("models");
@@ -24,7 +24,7 @@ pub fn lay_out(demo_model: &Path) -> Result<PathBuf> {
         fs::remove_dir_all(&models).with_context(|| format!("removing {}", models.display()))?;
     }
     let of = |name: &str| models.join(ORGANISATION).join(name);
-    for name in ["tiny", "no-weights", "truncated", "unknown-architecture"] {
+    for name in ["tiny", "slow", "flaky", "no-weights", "truncated", "unknown-architecture"] {
         copy(demo_model, &of(name))?;
     }
     let absent = of("no-weights").join(WEIGHTS);

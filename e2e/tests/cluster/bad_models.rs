@@ -77,10 +77,28 @@ async fn a_model_too_big_for_its_gpu_says_so_with_the_numbers() -> Result<()> {
         let mut object = model_deployment("too-big", "hf://fairlead/tiny");
         object["spec"]["resources"] =
             json!({"gpus": 1, "gpuMemory": "4Mi", "cpu": "100m", "memory": "768Mi"});
-        is_refused(&namespace, &object, "DoesNotFit", &["needs", "a replica has", "GPU with more memory"]).await?;
+        is_refused(&namespace, &object, "DoesNotFit", &["needs", "a replica has", "GPU with more memory"])
+            .await?;
         let live = get(&namespace, "modeldeployment", "too-big").await?;
         ensure!(live["status"]["plan"]["fits"] == false, "{}", live["status"]["plan"]);
         heals(&namespace, "too-big", json!({"resources": {"gpus": 0, "gpuMemory": null}})).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_node_label_tells_what_a_gpu_holds() -> Result<()> {
+    in_namespace(async |namespace| {
+        let node = kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]).await?;
+        let pool = format!("fairlead.dev/e2e={namespace}");
+        kubectl(&["label", "node", &node, "--overwrite", &pool, "nvidia.com/gpu.memory=16"]).await?;
+        let mut object = model_deployment("labelled", "hf://fairlead/tiny");
+        object["spec"]["resources"] = json!({"gpus": 1, "cpu": "100m", "memory": "768Mi"});
+        object["spec"]["placement"] = json!({"nodeSelector": {"fairlead.dev/e2e": namespace}});
+        // 16 MiB, of which an engine may take nine tenths.
+        let refused = is_refused(&namespace, &object, "DoesNotFit", &["a replica has 14.4 MiB"]).await;
+        kubectl(&["label", "node", &node, "fairlead.dev/e2e-", "nvidia.com/gpu.memory-"]).await?;
+        refused
     })
     .await
 }

@@ -1,8 +1,9 @@
 //! Every place a model can come from, served for real: a hub, a claim, an image.
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::support::kubectl::run;
 use crate::support::{
     MODEL_IMAGE, SERVED, apply, await_ready, eventually, get, in_namespace, model_deployment,
 };
@@ -20,6 +21,65 @@ async fn a_model_from_a_hub_is_pinned_to_a_commit_and_served() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn progress_is_shown_while_a_slow_hub_sends() -> Result<()> {
+    in_namespace(async |namespace| {
+        // Seven megabytes: long enough to be seen on the way.
+        strike(
+            json!({"kind": "slow", "bytesPerSecond": 600_000, "count": 20, "pathContains": "fairlead/slow"}),
+        )
+        .await?;
+        apply(&namespace, &model_deployment("slow", "hf://fairlead/slow")).await?;
+        eventually(SERVED, async || {
+            let object = get(&namespace, "modeldeployment", "slow").await?;
+            let startup = &object["status"]["startup"];
+            ensure!(startup["phase"] == "Fetching", "not fetching: {}", object["status"]);
+            ensure!((1..100).contains(&startup["percent"].as_u64().unwrap_or(0)), "no progress: {startup}");
+            ensure!(startup["bytesTotal"].as_u64() > startup["bytesDone"].as_u64(), "{startup}");
+            Ok(())
+        })
+        .await?;
+        let served = await_ready(&namespace, "modeldeployment", "slow", SERVED).await?;
+        ensure!(
+            served["status"].get("startup").is_none(),
+            "a served model still starts: {}",
+            served["status"]
+        );
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_hub_that_breaks_off_costs_time_and_nothing_else() -> Result<()> {
+    in_namespace(async |namespace| {
+        let fault =
+            json!({"kind": "cut", "afterBytes": 1_000_000, "count": 14, "pathContains": "flaky/resolve"});
+        strike(fault).await?;
+        apply(&namespace, &model_deployment("flaky", "hf://fairlead/flaky")).await?;
+        await_ready(&namespace, "modeldeployment", "flaky", SERVED).await?;
+        let out = crate::support::kubectl(&["get", "--raw", &format!("{HUB}/_hub/requests")]).await?;
+        let cut = serde_json::from_str::<Value>(&out)?;
+        let ranged = cut.as_array().into_iter().flatten().filter(|request| {
+            let path = request["path"].as_str().unwrap_or_default();
+            path.contains("flaky/resolve") && path.ends_with("model.safetensors")
+        });
+        ensure!(ranged.count() > 3, "the fetch was not resumed: {out}");
+        Ok(())
+    })
+    .await
+}
+
+/// The test hub, through the API server.
+const HUB: &str = "/api/v1/namespaces/fairlead-e2e/services/hub:http/proxy";
+
+/// Has the hub misbehave for the next requests.
+async fn strike(fault: Value) -> Result<()> {
+    let ran = run(&["create", "--raw", &format!("{HUB}/_hub/faults"), "-f", "-"], &fault.to_string()).await?;
+    ensure!(ran.code == 0, "the hub takes no fault: {}{}", ran.out, ran.err);
+    Ok(())
 }
 
 #[tokio::test]
