@@ -14,17 +14,16 @@ E2E := . scripts/env.sh && target/release/fairlead-e2e
 help: ## Show this list
 	grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -ts $$'\t'
 
-quickstart: e2e-tool ## From a fresh machine to an answered question on a real Kubernetes; safe to repeat
-	$(E2E) preflight
-	$(MAKE) build
+quickstart: can-run build ## From a fresh machine to an answered question on a real Kubernetes; safe to repeat
 	$(E2E) quickstart
 
 test: verify test-unit test-e2e ## Every test: units, mocked API, processes on loopback, end to end on the real cluster
 
 test-unit: setup ## Tests that need no cluster
+	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --no-fail-fast
 
-test-e2e: build ## End-to-end tests on the local cluster, or on KUBECONFIG's
+test-e2e: can-run build ## End-to-end tests on the local cluster, or on KUBECONFIG's
 	$(E2E) test
 
 build: setup ## Release binaries: target/release/fairlead-{operator,gateway,inference,e2e}
@@ -32,11 +31,18 @@ build: setup ## Release binaries: target/release/fairlead-{operator,gateway,infe
 	# Static, because it runs inside images that hold a model and nothing else.
 	$(CARGO) rustc --release --package fairlead-model-copy -- -C target-feature=+crt-static
 
-.PHONY: setup e2e-tool
+.PHONY: can-run setup e2e-tool
+# Before a long build: a machine that cannot run the local cluster hears of it at once. `fairlead-e2e` looks closer.
+can-run:
+	if [ -z "$${KUBECONFIG:-}" ]; then
+	  [ "$$(uname -s)" = Linux ] || { echo "error: the local cluster needs Linux; set KUBECONFIG to use another cluster" >&2; exit 1; }
+	  [ "$$(id -u)" -eq 0 ] || { echo "error: the local cluster needs root; run as root, or set KUBECONFIG to use another cluster" >&2; exit 1; }
+	fi
+
 setup:
 	scripts/setup.sh build
 
-# The cluster's own tool alone, so that a machine that cannot run one hears of it before the long build.
+# The cluster's own tool alone: enough to start a cluster, to stop it and to install charts.
 e2e-tool: setup
 	$(CARGO) build --release --package fairlead-e2e --bins
 
