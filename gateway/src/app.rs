@@ -22,6 +22,12 @@ use crate::{admin, body::GatewayBody};
 /// # Errors
 /// When it cannot start: an address is taken, a manifest is wrong, no Kubernetes API is configured.
 pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        config.max_held_bytes / 2 >= config.max_request_bytes,
+        "--max-held-bytes {} does not hold one request of --max-request-bytes {}, which counts twice; raise it",
+        config.max_held_bytes,
+        config.max_request_bytes
+    );
     let metrics = Arc::new(Metrics::default());
     let routing = Arc::new(Routing::new(Arc::clone(&metrics)));
     let stop_source = CancellationToken::new();

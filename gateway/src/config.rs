@@ -54,6 +54,11 @@ pub struct ServeConfig {
     #[arg(long, env = "FAIRLEAD_MAX_HELD_RESPONSE_BYTES", value_name = "BYTES", default_value = "4Mi", value_parser = parse_bytes)]
     pub max_held_response_bytes: usize,
 
+    /// Most bytes of requests and of held answers in memory at a time; more requests are answered with 503 and
+    /// Retry-After, and more answers passed through. A request counts twice. Keep it well below the memory limit.
+    #[arg(long, env = "FAIRLEAD_MAX_HELD_BYTES", value_name = "BYTES", default_value = "256Mi", value_parser = parse_bytes)]
+    pub max_held_bytes: usize,
+
     /// Most requests at a time; more are answered with 503 and Retry-After.
     #[arg(long, env = "FAIRLEAD_MAX_IN_FLIGHT", value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_in_flight: u32,

@@ -14,6 +14,7 @@ pub mod endpoint;
 pub mod exchange;
 pub mod forward;
 pub mod headers;
+pub mod held;
 pub mod metrics;
 pub mod policy;
 pub mod proxy;

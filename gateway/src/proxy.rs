@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use fairlead_openai::{ApiError, Model, ModelList};
 use http::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -17,6 +17,7 @@ use crate::config::ServeConfig;
 use crate::exchange::Exchange;
 use crate::forward::{forward, refuse};
 use crate::headers::{self, request_id};
+use crate::held::HeldBudget;
 use crate::metrics::{Api, Metrics, Outcome};
 use crate::policy::EndpointPolicy;
 use crate::policy::least_load::LeastLoad;
@@ -27,6 +28,10 @@ use crate::snapshot::Route;
 use crate::upstream::Upstream;
 
 const MODELS: &str = "/v1/models";
+/// Bodies of this size and more are parsed off the stream threads…
+const LARGE_BODY: usize = 256 * 1024;
+/// … and no more of them at once than this.
+const LARGE_PARSES: usize = 2;
 
 /// What the request path works with.
 pub struct Gateway {
@@ -42,6 +47,9 @@ pub struct Gateway {
     pub max_attempts: u32,
     metrics: Arc<Metrics>,
     slots: Arc<Semaphore>,
+    held: HeldBudget,
+    /// Reading JSON takes many times its size for a moment, so large bodies do it a few at a time.
+    large_parses: Arc<Semaphore>,
     max_request_bytes: usize,
     body_read_timeout: Duration,
 }
@@ -49,14 +57,17 @@ pub struct Gateway {
 impl Gateway {
     /// The request path of a configuration.
     pub fn new(config: &ServeConfig, routing: Arc<Routing>, metrics: Arc<Metrics>) -> Self {
+        let held = HeldBudget::new(config.max_held_bytes);
         Self {
             routing,
             policy: Box::new(LeastLoad),
-            upstream: Upstream::new(config),
+            upstream: Upstream::new(config, held.clone()),
             budget: RetryBudget::new(Instant::now()),
             max_attempts: config.max_attempts,
             metrics,
             slots: Arc::new(Semaphore::new(config.max_in_flight as usize)),
+            held,
+            large_parses: Arc::new(Semaphore::new(LARGE_PARSES)),
             max_request_bytes: config.max_request_bytes,
             body_read_timeout: config.body_read_timeout,
         }
@@ -124,12 +135,15 @@ impl Gateway {
         };
         exchange.slot = Some(slot);
         let request = match self.read(headers, body).await {
-            Ok(body) => parse(api, body).await,
+            Ok(body) => self.parse(api, body).await,
             Err(error) => Err(error),
         };
         match request {
             Ok(request) => Box::pin(forward(self, &request, headers, exchange)).await,
-            Err(error) => refuse(&error, Outcome::Refused, exchange),
+            Err(error) => {
+                let outcome = if error.status == 503 { Outcome::Overloaded } else { Outcome::Refused };
+                refuse(&error, outcome, exchange)
+            }
         }
     }
 
@@ -154,7 +168,8 @@ impl Gateway {
             }
             return Err(ApiError::too_large(limit));
         }
-        let mut read = BytesMut::with_capacity(length.unwrap_or(0));
+        // Once as the client wrote it, once with a backend's name for the model.
+        let mut read = self.held.body(2);
         loop {
             let data = match timeout_at(deadline, body.frame()).await {
                 Err(_) => {
@@ -177,8 +192,31 @@ impl Gateway {
                 discard(body, deadline).await;
                 return Err(ApiError::too_large(limit));
             }
-            read.extend_from_slice(&data);
+            if !read.push(&data) {
+                drop(read);
+                discard(body, deadline).await;
+                let message = "the gateway holds as many bytes of requests as it takes (--max-held-bytes); try again soon";
+                return Err(ApiError::unavailable("gateway_overloaded", message, 1));
+            }
         }
+    }
+
+    /// Parses a body; a large one away from the threads that carry everybody's streams.
+    async fn parse(&self, api: Api, body: Bytes) -> Result<InferenceRequest, ApiError> {
+        if body.len() < LARGE_BODY {
+            return InferenceRequest::parse(api, body);
+        }
+        // Never closed, so this waits for its turn and nothing else.
+        let turn = Arc::clone(&self.large_parses).acquire_owned().await;
+        let parsed = tokio::task::spawn_blocking(move || {
+            // Held to the end even when the client goes away meanwhile.
+            let _turn = turn;
+            InferenceRequest::parse(api, body)
+        })
+        .await;
+        parsed.unwrap_or_else(|error| {
+            Err(ApiError::internal(format!("the request could not be read: {error}; send it again")))
+        })
     }
 
     fn models(&self, path: &str, mut exchange: Exchange) -> Response<GatewayBody> {
@@ -209,18 +247,6 @@ impl Gateway {
             }
         }
     }
-}
-
-/// Parses a body; a large one away from the threads that carry everybody's streams.
-async fn parse(api: Api, body: Bytes) -> Result<InferenceRequest, ApiError> {
-    const LARGE: usize = 256 * 1024;
-    if body.len() < LARGE {
-        return InferenceRequest::parse(api, body);
-    }
-    let parsed = tokio::task::spawn_blocking(move || InferenceRequest::parse(api, body)).await;
-    parsed.unwrap_or_else(|error| {
-        Err(ApiError::internal(format!("the request could not be read: {error}; send it again")))
-    })
 }
 
 /// Reads on for a while and forgets it: a client that is still sending would otherwise see a reset instead of the answer.

@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout_at;
 
 use crate::config::ServeConfig;
+use crate::held::HeldBudget;
 use crate::metrics::RetryReason;
 
 /// Connections to pods.
@@ -26,6 +27,7 @@ pub struct Upstream {
     first_byte_timeout: Duration,
     idle_timeout: Duration,
     max_held: usize,
+    held: HeldBudget,
 }
 
 /// What a pod answered.
@@ -72,8 +74,8 @@ impl AttemptError {
 }
 
 impl Upstream {
-    /// A pool with the configured timeouts.
-    pub fn new(config: &ServeConfig) -> Self {
+    /// A pool with the configured timeouts; answers that are held count against `held`.
+    pub fn new(config: &ServeConfig, held: HeldBudget) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(config.connect_timeout));
@@ -90,6 +92,7 @@ impl Upstream {
             first_byte_timeout: config.first_byte_timeout,
             idle_timeout: config.idle_timeout,
             max_held: config.max_held_response_bytes,
+            held,
         }
     }
 
@@ -160,7 +163,7 @@ impl Upstream {
         mut body: Incoming,
         mut deadline: tokio::time::Instant,
     ) -> Result<Answer, AttemptError> {
-        let mut held = BytesMut::new();
+        let mut held = self.held.body(1);
         loop {
             match timeout_at(deadline, body.frame()).await {
                 Err(_) if held.is_empty() => return Err(self.first_byte_late()),
@@ -172,12 +175,13 @@ impl Upstream {
                 Ok(None) => return Ok(Answer::Whole(head, held.freeze())),
                 Ok(Some(Err(error))) => return Err(AttemptError::Reset(chain(&error))),
                 Ok(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data() {
-                        held.extend_from_slice(&data);
-                    }
                     deadline = tokio::time::Instant::now() + self.idle_timeout;
-                    if held.len() > self.max_held {
-                        return Ok(Answer::Begun { head, first: held.freeze(), rest: body, events: false });
+                    let Ok(data) = frame.into_data() else { continue };
+                    let fits = held.len() + data.len() <= self.max_held && held.push(&data);
+                    if !fits {
+                        // Passed through from here on; what is here goes first.
+                        let first = Bytes::from([held.freeze(), data].concat());
+                        return Ok(Answer::Begun { head, first, rest: body, events: false });
                     }
                 }
             }

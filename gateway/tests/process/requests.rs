@@ -150,6 +150,34 @@ async fn more_requests_than_allowed_are_told_to_come_back() {
 }
 
 #[tokio::test]
+async fn bodies_are_held_within_a_budget() {
+    let mut worker = Worker::start().await;
+    let args = ["--max-request-bytes", "2Ki", "--max-held-bytes", "4Ki"];
+    let gateway = Gateway::start(&route("chat", &[("v1", 1, &[&worker.url()])]), &args).await;
+    let mut body = Gateway::chat_body("chat", false);
+    body["messages"][0]["content"] = json!("x".repeat(1200));
+    let send = || within("an answer", gateway.post("/v1/chat/completions", body.to_string()).send());
+    // Larger than all that may be held: passed through.
+    let long = json!({"text": "y".repeat(100_000)});
+    let (first, ()) = tokio::join!(send(), async {
+        let call = worker.call().await;
+        let second = send().await.expect("an answer");
+        assert_eq!((second.status().as_u16(), header(&second, "retry-after")), (503, "1"));
+        let error = error_of(second).await;
+        assert_eq!(error["code"], "gateway_overloaded");
+        assert!(error["message"].as_str().expect("text").contains("--max-held-bytes"), "{error}");
+        call.json(200, long.clone());
+    });
+    assert_eq!(first.expect("an answer").json::<Value>().await.expect("JSON"), long);
+    let worker = worker.answer_all("v1");
+    crate::harness::eventually("there is room again", || async {
+        send().await.expect("one").status() == 200
+    })
+    .await;
+    assert_eq!(worker.count(), 1);
+}
+
+#[tokio::test]
 async fn a_large_request_arrives_whole() {
     let mut worker = Worker::start().await;
     let gateway = Gateway::start(&route("chat", &[("v1", 1, &[&worker.url()])]), &[]).await;
