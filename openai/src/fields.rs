@@ -9,21 +9,46 @@ use serde_json::{Map, Value};
 
 use crate::error::{ApiError, clip};
 
+/// Most values in a request's body. Parsed, each takes up to a hundred bytes however short it was written, so that a body of
+/// nothing but `{},{},…` would take many times its size.
+const MAX_JSON_VALUES: usize = 1 << 20;
+
 /// Reads a request body as JSON.
 ///
 /// # Errors
-/// 400 with line and column when it is not JSON.
+/// 400 with line and column when it is not JSON, and when it holds more than 2^20 values.
 pub fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
     if body.is_empty() {
         return Err(
             ApiError::bad_request("the request body is empty; send a JSON object").with_code("invalid_json")
         );
     }
+    if body.len() > MAX_JSON_VALUES && value_count(body) > MAX_JSON_VALUES {
+        return Err(ApiError::bad_request(format!(
+            "the request body holds more than {MAX_JSON_VALUES} JSON values; send fewer messages, prompts or tokens at a time"
+        ))
+        .with_code("too_many_values"));
+    }
     serde_json::from_slice(body).map_err(|error| {
         // serde_json's message ends with the position already.
         ApiError::bad_request(format!("the request body is not valid JSON: {error}; correct it there"))
             .with_code("invalid_json")
     })
+}
+
+/// At least as many values as the text holds: those that a comma ends, and those that open an array or object.
+fn value_count(body: &[u8]) -> usize {
+    let (mut count, mut in_string, mut escaped) = (1, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b',' | b'[' | b'{' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 /// A JSON object and the path that leads to it.

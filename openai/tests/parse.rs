@@ -215,6 +215,21 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
+#[test]
+fn a_body_of_very_many_values_is_refused_before_they_are_made() {
+    let completion = |prompt: String| {
+        CompletionRequest::from_slice(format!(r#"{{"model": "m", "prompt": {prompt}}}"#).as_bytes())
+    };
+    let most = 1 << 20;
+    for value in ["1", "{}", "[]", r#""""#] {
+        let error = completion(format!("[{}]", vec![value; most].join(","))).unwrap_err();
+        assert_eq!((error.status, error.code.as_deref()), (400, Some("too_many_values")), "{value}");
+    }
+    assert!(completion(format!("[{}]", vec!["1"; most - 100].join(","))).is_ok());
+    // Within a string they are text.
+    assert!(completion(format!(r#""{}""#, r#"\",[{"#.repeat(most))).is_ok());
+}
+
 proptest! {
     #[test]
     fn no_json_makes_parsing_panic(mut value in any_json(), fill in any::<bool>()) {
