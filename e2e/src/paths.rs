@@ -22,11 +22,8 @@ impl Paths {
     /// Finds the cache (`FAIRLEAD_CACHE`, or `fairlead` in the user's cache folder) and the checkout (the nearest
     /// parent of the working directory that holds e2e/cluster/go.mod).
     pub fn find() -> Result<Self> {
-        let cache = match std::env::var_os(CACHE_VARIABLE) {
-            Some(folder) if !folder.is_empty() => PathBuf::from(folder),
-            _ => user_cache()
-                .context("neither FAIRLEAD_CACHE, XDG_CACHE_HOME nor HOME is set: set FAIRLEAD_CACHE")?,
-        };
+        let cache = cache_folder()
+            .context("neither FAIRLEAD_CACHE, XDG_CACHE_HOME nor HOME is set: set FAIRLEAD_CACHE")?;
         if !cache.is_absolute() {
             bail!("FAIRLEAD_CACHE is {}: give an absolute path", cache.display());
         }
@@ -77,9 +74,19 @@ impl Paths {
     }
 }
 
-/// The value of `KUBECONFIG` when it is set: the person's own cluster, which this crate must not start or stop.
+/// The value of `KUBECONFIG` when it names another cluster than ours: the person's own, which this crate must not start or
+/// stop.
 pub fn foreign_kubeconfig() -> Option<PathBuf> {
-    std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()).map(PathBuf::from)
+    let named = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()).map(PathBuf::from)?;
+    let ours =
+        cache_folder().is_some_and(|cache| named == Paths { cache, root: PathBuf::new() }.local_kubeconfig());
+    (!ours).then_some(named)
+}
+
+/// `FAIRLEAD_CACHE`, or `fairlead` in the user's cache folder.
+fn cache_folder() -> Option<PathBuf> {
+    let set = std::env::var_os(CACHE_VARIABLE).filter(|folder| !folder.is_empty());
+    set.map(PathBuf::from).or_else(user_cache)
 }
 
 fn user_cache() -> Option<PathBuf> {

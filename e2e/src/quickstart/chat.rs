@@ -15,6 +15,7 @@ pub async fn ask(port: u16, model: &str, question: &str) -> Result<()> {
     let body = json!({
         "model": model,
         "stream": true,
+        "temperature": 0,
         "max_tokens": 96,
         "messages": [{"role": "user", "content": question}],
     })

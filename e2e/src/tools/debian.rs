@@ -16,8 +16,9 @@ use crate::local::preflight::{OTHERWISE, PROGRAMS};
 use crate::progress::Task;
 use crate::shell;
 
-/// What building images needs, and Debian's package for each.
-const IMAGE_PROGRAMS: [(&str, &str); 2] = [("buildah", "buildah"), ("mmdebstrap", "mmdebstrap")];
+/// What building images and the quickstart need, and Debian's package for each.
+const OTHER_PROGRAMS: [(&str, &str); 3] =
+    [("buildah", "buildah"), ("mmdebstrap", "mmdebstrap"), ("curl", "curl")];
 
 /// Installs the packages whose programs are missing.
 pub fn ensure() -> Result<()> {
@@ -43,7 +44,7 @@ pub fn ensure() -> Result<()> {
 fn missing() -> Vec<&'static str> {
     let mut packages: Vec<&str> = PROGRAMS
         .into_iter()
-        .chain(IMAGE_PROGRAMS)
+        .chain(OTHER_PROGRAMS)
         .filter(|(program, _)| shell::which(program).is_none())
         .map(|(_, package)| package)
         .collect();
