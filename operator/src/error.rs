@@ -35,6 +35,9 @@ pub enum Error {
     /// Something outside Kubernetes could not be reached.
     #[error("{0}")]
     Transient(String),
+    /// The object's namespace is being deleted, and the object with it: there is nothing left to do.
+    #[error("the namespace is being deleted")]
+    NamespaceTerminating,
     /// The API server could not be reached, or refused.
     #[error("{doing}: {source}")]
     Kube {
@@ -55,7 +58,12 @@ impl Error {
     /// The API server could not be reached, or refused, while `doing`.
     pub fn kube(doing: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let doing = doing.into();
-        move |source| Self::Kube { doing, source: Box::new(source) }
+        move |source| {
+            if namespace_terminating(&source) {
+                return Self::NamespaceTerminating;
+            }
+            Self::Kube { doing, source: Box::new(source) }
+        }
     }
 
     /// Whether the owner of the object should read of this in its status. A hiccup of the API server says nothing about
@@ -63,6 +71,7 @@ impl Error {
     pub fn concerns_the_object(&self) -> bool {
         match self {
             Self::Invalid { .. } | Self::Waiting { .. } | Self::Transient(_) => true,
+            Self::NamespaceTerminating => false,
             Self::Kube { source, .. } => {
                 matches!(&**source, kube::Error::Api(status) if (400..500).contains(&status.code) && !matches!(status.code, 404 | 408 | 409 | 429))
             }
@@ -75,7 +84,7 @@ impl Error {
             Self::Invalid { retry: Some(retry), .. } | Self::Waiting { retry, .. } => {
                 Some(Action::requeue(*retry))
             }
-            Self::Invalid { retry: None, .. } => Some(Action::await_change()),
+            Self::Invalid { retry: None, .. } | Self::NamespaceTerminating => Some(Action::await_change()),
             Self::Transient(_) | Self::Kube { .. } => None,
         }
     }
@@ -84,8 +93,43 @@ impl Error {
     pub fn category(&self) -> crate::metrics::Outcome {
         match self {
             Self::Invalid { .. } => crate::metrics::Outcome::Invalid,
-            Self::Waiting { .. } => crate::metrics::Outcome::Waiting,
+            Self::Waiting { .. } | Self::NamespaceTerminating => crate::metrics::Outcome::Waiting,
             Self::Transient(_) | Self::Kube { .. } => crate::metrics::Outcome::Error,
         }
+    }
+}
+
+/// Kubernetes deletes a namespace's children one by one; each deletion wakes the controller, which must not mourn them.
+fn namespace_terminating(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(body: &str) -> Error {
+        Error::kube("apply it")(kube::Error::Api(serde_json::from_str(body).unwrap()))
+    }
+
+    #[test]
+    fn a_namespace_on_its_way_out_is_left_in_peace() {
+        let error = refusal(
+            r#"{"status": "Failure", "code": 403, "reason": "Forbidden", "message": "is being terminated",
+                "details": {"causes": [{"reason": "NamespaceTerminating", "message": "", "field": "metadata.namespace"}]}}"#,
+        );
+        assert!(matches!(error, Error::NamespaceTerminating), "{error}");
+        assert_eq!(error.action(), Some(Action::await_change()));
+        assert!(!error.concerns_the_object());
+    }
+
+    #[test]
+    fn another_refusal_is_told_to_the_object_and_tried_again() {
+        let error = refusal(
+            r#"{"status": "Failure", "code": 403, "reason": "Forbidden", "message": "exceeded quota", "details": {}}"#,
+        );
+        assert!(error.concerns_the_object() && error.action().is_none(), "{error}");
     }
 }
