@@ -62,6 +62,39 @@ async fn a_pod_that_is_killed_under_load_loses_no_whole_answer() {
 }
 
 #[tokio::test]
+async fn a_stream_that_waits_on_a_killed_pod_is_begun_on_another() {
+    let (mut doomed, other) = tokio::join!(Pod::start_with(&["--max-sequences", "1"]), Pod::start());
+    let gateway = Gateway::start(&[("v1", 1, &doomed)]).await;
+    let mut running = gateway.chat(json!({"stream": true, "max_tokens": 16000})).await;
+    let mut seen = running.chunk().await.expect("a chunk").expect("a beginning").to_vec();
+    let waiting = tokio::spawn({
+        let gateway = gateway.clone();
+        async move { gateway.chat(json!({"stream": true})).await }
+    });
+    eventually("one waits", || async { doomed.metric("vllm:num_requests_waiting").await == Some(1.0) }).await;
+    gateway.edit(&[("v1", 1, &doomed), ("v2", 1, &other)]);
+    eventually("the edit is in force", || async {
+        gateway.metric("fairlead_gateway_endpoints").await == 2.0
+    })
+    .await;
+    doomed.program.signal(Signal::SIGKILL);
+    doomed.program.ended().await;
+
+    let answer = waiting.await.expect("an answer");
+    assert_eq!(crate::programs::header(&answer, "x-fairlead-backend"), "v2");
+    let events = events(Vec::new(), answer).await;
+    assert_eq!(events.last().expect("events")["choices"][0]["finish_reason"], "length");
+    // The other one had begun: its client is told that the answer is incomplete.
+    while let Some(chunk) = within("the end", running.chunk()).await.expect("a clean end") {
+        seen.extend_from_slice(&chunk);
+    }
+    let seen = String::from_utf8(seen).expect("UTF-8");
+    assert!(!seen.contains("[DONE]"));
+    let last = seen.trim_end().rsplit("\n\n").next().expect("an event");
+    assert!(last.starts_with("data: {\"error\"") && last.contains("upstream_broken"), "{last}");
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_frees_the_engine() {
     let pod = Pod::start().await;
     let gateway = Gateway::start(&[("v1", 1, &pod)]).await;

@@ -135,33 +135,17 @@ pub struct Pod {
 impl Pod {
     /// Starts one and waits until it is ready.
     pub async fn start() -> Self {
-        Self::serving(SERVED).await
+        Self::start_with(&[]).await
     }
 
-    /// The same under another name.
-    pub async fn serving(name: &str) -> Self {
+    /// The same with further arguments.
+    pub async fn start_with(arguments: &[&str]) -> Self {
         let model = model::make();
         let dir = model.path().to_str().expect("UTF-8");
-        let mut program = Program::start(
-            "fairlead-inference",
-            &[
-                "serve",
-                "--model",
-                dir,
-                "--listen",
-                "127.0.0.1:0",
-                "--served-model-name",
-                name,
-                "--device",
-                "cpu",
-                "--dtype",
-                "f32",
-                "--threads",
-                "1",
-                "--log-format",
-                "json",
-            ],
-        );
+        let mut all = vec!["serve", "--model", dir, "--listen", "127.0.0.1:0", "--served-model-name", SERVED];
+        all.extend(["--device", "cpu", "--dtype", "f32", "--threads", "1", "--log-format", "json"]);
+        all.extend(arguments);
+        let mut program = Program::start("fairlead-inference", &all);
         let ready = program.logged("ready").await;
         let url = format!("http://{}", ready["address"].as_str().expect("an address"));
         Self { program, url, client: client(), _model: model }

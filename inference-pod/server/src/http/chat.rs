@@ -59,7 +59,7 @@ pub async fn chat_completions(
         codec: Arc::clone(&model.codec),
     };
     if request.options.stream {
-        Ok(answer.stream(generation, request.options.include_usage, guard))
+        Ok(answer.stream(generation, request.options.include_usage, guard).await?)
     } else {
         let completion = answer.whole(generation).await?;
         drop(guard);
@@ -113,13 +113,20 @@ impl Answer {
         })
     }
 
-    fn stream(self, mut generation: Generation, include_usage: bool, guard: InFlight) -> Response {
+    /// Begins with the first output: until then an error still has its status, and a gateway can still ask another pod.
+    async fn stream(
+        self,
+        mut generation: Generation,
+        include_usage: bool,
+        guard: InFlight,
+    ) -> Result<Response, ApiError> {
         let usage = include_usage.then_some(None);
-        sse_response(stream! {
+        let mut next = generation.next().await.transpose()?.map(Ok);
+        Ok(sse_response(stream! {
             let _guard = guard;
             let role = ChatDelta { role: Some("assistant".to_owned()), content: Some(String::new()) };
             yield Ok(sse_event(&self.chunk(role, None, None, usage)));
-            while let Some(output) = generation.next().await {
+            while let Some(output) = next {
                 match output {
                     Ok(Output::Piece { text, tokens, finish }) => {
                         let delta = ChatDelta { role: None, content: (!text.is_empty()).then_some(text) };
@@ -128,6 +135,7 @@ impl Answer {
                     Ok(Output::Prompt(_)) => {}
                     Err(error) => yield Ok(sse_error(&error)),
                 }
+                next = generation.next().await;
             }
             if include_usage {
                 let usage = Usage::new(generation.prompt_tokens(), generation.generated());
@@ -135,7 +143,7 @@ impl Answer {
                 yield Ok(sse_event(&ChatCompletionChunk { choices: Vec::new(), ..last }));
             }
             yield Ok(sse_done());
-        })
+        }))
     }
 
     fn chunk(

@@ -49,7 +49,7 @@ pub async fn completions(
         model: public_model(&headers, &request.model),
     };
     if request.options.stream {
-        Ok(answer.stream(choices, request.options.include_usage, guard))
+        Ok(answer.stream(choices, request.options.include_usage, guard).await?)
     } else {
         let completion = answer.whole(choices).await?;
         drop(guard);
@@ -238,13 +238,20 @@ impl Answer {
         Ok(self.completion(choices, Some(Some(Usage::new(read, written)))))
     }
 
-    fn stream(self, choices: Vec<Choice>, include_usage: bool, guard: InFlight) -> Response {
+    /// Begins with the first output: until then an error still has its status, and a gateway can still ask another pod.
+    async fn stream(
+        self,
+        choices: Vec<Choice>,
+        include_usage: bool,
+        guard: InFlight,
+    ) -> Result<Response, ApiError> {
         let usage = include_usage.then_some(None);
-        sse_response(stream! {
+        let mut parts = select_all(choices.into_iter().map(|choice| Box::pin(parts(choice))));
+        let mut next = parts.next().await.transpose()?.map(Ok);
+        Ok(sse_response(stream! {
             let _guard = guard;
             let (mut read, mut written) = (0, 0);
-            let mut parts = select_all(choices.into_iter().map(|choice| Box::pin(parts(choice))));
-            while let Some(part) = parts.next().await {
+            while let Some(part) = next {
                 match part {
                     Ok(Part::Choice(choice)) => yield Ok(sse_event(&self.completion(vec![choice], usage))),
                     Ok(Part::Usage(prompt_tokens, generated)) => {
@@ -253,12 +260,13 @@ impl Answer {
                     }
                     Err(error) => yield Ok(sse_error(&error)),
                 }
+                next = parts.next().await;
             }
             if include_usage {
                 yield Ok(sse_event(&self.completion(Vec::new(), Some(Some(Usage::new(read, written))))));
             }
             yield Ok(sse_done());
-        })
+        }))
     }
 
     fn completion(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion {
