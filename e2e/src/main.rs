@@ -111,6 +111,11 @@ fn run(command: Command) -> Result<()> {
         Command::Quickstart(programs) => runtime.block_on(quickstart::run(&paths, programs.folder(&paths))),
         Command::Test { programs, filter } => {
             let programs = programs.folder(&paths);
+            if foreign_kubeconfig().is_none() && filter.is_none() {
+                preflight::platform()?;
+                tools::ensure(&paths)?;
+                tests::lifecycle(&paths)?;
+            }
             runtime.block_on(async {
                 let tools = quickstart::prepare(&paths, &programs).await?;
                 tests::prepare(&paths, &tools, &programs).await

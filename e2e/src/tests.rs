@@ -43,28 +43,35 @@ pub async fn prepare(paths: &Paths, tools: &Tools, programs: &Path) -> Result<()
     cluster::await_condition(&hubs, "hub", cluster::deployment_available, HUB_READY).await
 }
 
-/// Runs the tests that need a cluster (behind the feature of that name); collects logs and objects when one fails.
+/// Tests the local cluster itself: it is stopped, started and killed, and in the end there is none.
+pub fn lifecycle(paths: &Paths) -> Result<()> {
+    cargo_test(paths, "lifecycle", &["--nocapture"])
+}
+
+/// Runs the tests that use the cluster; collects logs and objects when one fails.
 pub fn run(paths: &Paths, filter: Option<&str>) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.current_dir(&paths.root).args([
-        "test",
-        "--package",
-        "fairlead-e2e",
-        "--features",
-        "cluster",
-        "--test",
-        "cluster",
-        "--no-fail-fast",
-        "--",
-    ]);
     // Two at a time: each brings its own namespace, and a small machine runs no more pods at once.
-    command.args(["--test-threads=2"]).args(filter);
-    let status = command.status().context("cargo cannot be started: is Rust installed?")?;
-    if !status.success() {
+    let arguments: Vec<&str> = ["--test-threads=2"].into_iter().chain(filter).collect();
+    if let Err(error) = cargo_test(paths, "cluster", &arguments) {
         status::collect(paths, None)?;
-        bail!("end-to-end tests failed ({status})");
+        return Err(error);
     }
     say("end-to-end tests passed");
+    Ok(())
+}
+
+/// Builds and runs one test target, with the features of the whole workspace, so that nothing is built twice.
+fn cargo_test(paths: &Paths, target: &str, arguments: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .current_dir(&paths.root)
+        .args(["test", "--workspace", "--features", "fairlead-e2e/cluster", "--test", target, "--"])
+        .args(arguments)
+        .env("FAIRLEAD_E2E_PROGRAM", std::env::current_exe().context("finding this program")?)
+        .status()
+        .context("cargo cannot be started: is Rust installed?")?;
+    if !status.success() {
+        bail!("the end-to-end tests {target:?} failed ({status})");
+    }
     Ok(())
 }
