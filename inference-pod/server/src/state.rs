@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fairlead_engine::engine::EngineHandle;
 use fairlead_model::GenerationDefaults;
 use fairlead_openai::ApiError;
+use tokio::sync::Semaphore;
 
 use crate::chat_template::ChatTemplate;
 use crate::drain::{Drain, InFlight};
@@ -39,7 +40,34 @@ pub struct App {
     pub drain: Arc<Drain>,
     /// All metrics.
     pub metrics: Metrics,
-    model: OnceLock<Model>,
+    model: OnceLock<Arc<Model>>,
+    large: Arc<Semaphore>,
+}
+
+/// Requests of this size and more are read on threads of their own, so that nobody's stream waits for them…
+const LARGE_REQUEST: usize = 16 << 10;
+/// … and no more of them at once than this: reading takes many times their size for a moment.
+const LARGE_AT_ONCE: usize = 2;
+/// Text up to this size is always tokenized before it is called too long.
+const ALWAYS_TOKENIZED: usize = 64 << 10;
+
+impl Model {
+    /// A prompt's tokens, with the special tokens that the model wants around a text or without.
+    ///
+    /// # Errors
+    /// 400 where the text cannot fit whatever its tokens are: making them would take memory and time for nothing.
+    pub fn encode(&self, text: &str, add_special_tokens: bool, param: &str) -> Result<Vec<u32>, ApiError> {
+        let longest = self.engine.max_model_len();
+        let most = (longest as usize).saturating_mul(self.codec.longest_token()).max(ALWAYS_TOKENIZED);
+        if text.len() > most {
+            let message = format!(
+                "{param}: the prompt has {} bytes, more than this model's {longest} tokens can stand for; shorten it",
+                text.len()
+            );
+            return Err(ApiError::invalid(param, message).with_code("context_length_exceeded"));
+        }
+        self.codec.encode(text, add_special_tokens).map_err(|error| ApiError::internal(error.to_string()))
+    }
 }
 
 impl App {
@@ -53,19 +81,20 @@ impl App {
             metrics,
             served_names,
             model: OnceLock::new(),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
         })
     }
 
     /// The model is loaded: requests are answered from now on.
     pub fn ready(&self, model: Model) {
         self.metrics.set_cache(model.engine.capacity());
-        if self.model.set(model).is_ok() && !self.drain.is_draining() {
+        if self.model.set(Arc::new(model)).is_ok() && !self.drain.is_draining() {
             self.startup.enter(Phase::Ready);
         }
     }
 
     /// The model, once it is loaded.
-    pub fn model(&self) -> Option<&Model> {
+    pub fn model(&self) -> Option<&Arc<Model>> {
         self.model.get()
     }
 
@@ -73,7 +102,7 @@ impl App {
     ///
     /// # Errors
     /// 503 while the pod starts, drains, or has lost its engine.
-    pub fn admit(&self) -> Result<(&Model, InFlight), ApiError> {
+    pub fn admit(&self) -> Result<(Arc<Model>, InFlight), ApiError> {
         let Some(guard) = self.drain.enter() else {
             return Err(ApiError::unavailable(
                 "draining",
@@ -89,7 +118,31 @@ impl App {
         if let Some(reason) = model.engine.dead() {
             return Err(engine_dead(reason));
         }
-        Ok((model, guard))
+        Ok((Arc::clone(model), guard))
+    }
+
+    /// Reads a request of `bytes` bytes: at once, or, where it is large, away from the threads that carry the streams.
+    ///
+    /// # Errors
+    /// What `read` says.
+    pub async fn read_request<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        read: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if bytes < LARGE_REQUEST {
+            return read();
+        }
+        // Never closed, so this waits for its turn and nothing else.
+        let turn = Arc::clone(&self.large).acquire_owned().await;
+        let reading = tokio::task::spawn_blocking(move || {
+            // Held to the end even when the client goes away meanwhile.
+            let _turn = turn;
+            read()
+        });
+        reading.await.unwrap_or_else(|error| {
+            Err(ApiError::internal(format!("the request could not be read: {error}; send it again")))
+        })
     }
 
     /// Checks that a request names a model of ours.

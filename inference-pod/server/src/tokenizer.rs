@@ -27,6 +27,7 @@ pub struct TextCodec {
     byte_of: HashMap<char, u8>,
     /// Tokens that the model's embedding has a row for.
     vocab_size: u32,
+    longest_token: usize,
 }
 
 /// Text could not be tokenized, or tokens not be read.
@@ -65,7 +66,13 @@ impl TextCodec {
             .unwrap_or_default();
         let is_byte_level = decoder.contains("\"ByteLevel\"");
         let alphabet = if is_byte_level { Alphabet::ByteLevel } else { Alphabet::SentencePiece };
-        Ok(Self { tokenizer, alphabet, byte_of: byte_level_alphabet(), vocab_size })
+        let longest_token = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(0);
+        Ok(Self { tokenizer, alphabet, byte_of: byte_level_alphabet(), vocab_size, longest_token })
+    }
+
+    /// Bytes of the longest token; no token stands for more.
+    pub fn longest_token(&self) -> usize {
+        self.longest_token
     }
 
     /// Tokens the model knows.

@@ -145,6 +145,17 @@ async fn says_what_is_wrong_with_a_request() {
         );
         assert!(error["message"].as_str().unwrap().contains(param), "{answer}");
     }
+    // So long that it is not even tokenized.
+    for (path, body) in [
+        (CHAT, chat(json!({"messages": [{"role": "user", "content": "x".repeat(10_000_000)}]}))),
+        (TEXT, text(json!({"prompt": "x".repeat(10_000_000)}))),
+    ] {
+        let (found, answer) = pod.ask(path, body).await;
+        assert_eq!((found, &answer["error"]["code"]), (400, &json!("context_length_exceeded")), "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains("bytes"), "{answer}");
+    }
+    assert_eq!(pod.get("/v1/models/tiny").await["id"], "tiny");
+    assert_eq!(pod.get("/v1/models/a/b").await["error"]["code"], "model_not_found");
     let answer = pod.client.post(format!("{}{CHAT}", pod.url)).body("{\"model\": ").send().await.unwrap();
     assert_eq!(answer.status(), 400);
     assert!(answer.text().await.unwrap().contains("line 1 column 10"));

@@ -32,16 +32,25 @@ pub async fn chat_completions(
     let arrived = Instant::now();
     let body = read_body(body).await?;
     let (model, guard) = app.admit()?;
-    let request = ChatCompletionRequest::from_slice(&body)?;
-    app.check_model(&request.model)?;
-    if let Some(error) = request.unsupported() {
-        return Err(error.into());
-    }
+    let bytes = body.len();
+    let read = {
+        let (app, model) = (Arc::clone(&app), Arc::clone(&model));
+        move || {
+            let request = ChatCompletionRequest::from_slice(&body)?;
+            app.check_model(&request.model)?;
+            if let Some(error) = request.unsupported() {
+                return Err(error);
+            }
+            let prompt = prompt_tokens(&model, &request)?;
+            Ok((request, prompt))
+        }
+    };
+    let (request, prompt) = app.read_request(bytes, read).await?;
     let generation = Generation::start(
-        model,
+        &model,
         &app.metrics,
         TextRequest {
-            prompt: prompt_tokens(model, &request)?,
+            prompt,
             param: "messages",
             options: &request.options,
             default_max_tokens: None,
@@ -77,7 +86,7 @@ fn prompt_tokens(model: &Model, request: &ChatCompletionRequest) -> Result<Vec<u
     };
     // The template writes the special tokens itself.
     let text = template.render(request)?;
-    model.codec.encode(&text, false).map_err(|error| ApiError::internal(error.to_string()))
+    model.encode(&text, false, "messages")
 }
 
 /// What is the same in all parts of an answer.

@@ -37,12 +37,20 @@ pub async fn completions(
     let arrived = Instant::now();
     let body = read_body(body).await?;
     let (model, guard) = app.admit()?;
-    let request = CompletionRequest::from_slice(&body)?;
-    app.check_model(&request.model)?;
-    if let Some(error) = request.unsupported() {
-        return Err(error.into());
-    }
-    let choices = start_all(model, &app, &request, arrived)?;
+    let bytes = body.len();
+    let read = {
+        let app = Arc::clone(&app);
+        move || {
+            let request = CompletionRequest::from_slice(&body)?;
+            app.check_model(&request.model)?;
+            if let Some(error) = request.unsupported() {
+                return Err(error);
+            }
+            let choices = start_all(&model, &app, &request, arrived)?;
+            Ok((request, choices))
+        }
+    };
+    let (request, choices) = app.read_request(bytes, read).await?;
     let answer = Answer {
         id: answer_id("cmpl"),
         created: unix_seconds(),
@@ -66,7 +74,7 @@ fn start_all(
     let internal = |error: crate::tokenizer::CodecError| ApiError::internal(error.to_string());
     let start = |(index, prompt): (usize, &Prompt)| {
         let tokens = match prompt {
-            Prompt::Text(text) => model.codec.encode(text, true).map_err(internal)?,
+            Prompt::Text(text) => model.encode(text, true, "prompt")?,
             Prompt::Tokens(tokens) => tokens.clone(),
         };
         let echo = match (request.echo, prompt) {

@@ -7,6 +7,7 @@ mod health;
 mod models;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -18,12 +19,15 @@ use bytes::Bytes;
 use fairlead_openai::ApiError;
 use futures::Stream;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::http::errors::HttpError;
 use crate::state::App;
 
 /// Largest request body that is read.
 pub const MAX_BODY_BYTES: usize = 32 << 20;
+/// How long a client may take to send it.
+const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// A gateway's name for the model, echoed instead of the one in the body.
 const PUBLIC_MODEL: HeaderName = HeaderName::from_static("x-fairlead-model");
@@ -34,6 +38,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::models))
+        .route("/v1/models/{*name}", get(models::model))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/startup", get(health::startup))
@@ -44,7 +49,16 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 async fn read_body(body: Body) -> Result<Bytes, ApiError> {
-    to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| {
+    read_body_within(body, BODY_TIME).await
+}
+
+async fn read_body_within(body: Body, time: Duration) -> Result<Bytes, ApiError> {
+    let Ok(read) = timeout(time, to_bytes(body, MAX_BODY_BYTES)).await else {
+        let seconds = time.as_secs_f32();
+        let message = format!("the request body did not arrive in {seconds} seconds; send it faster");
+        return Err(ApiError::new(408, "invalid_request_error", message).with_code("request_timeout"));
+    };
+    read.map_err(|error| {
         let mut cause: Option<&dyn std::error::Error> = Some(&error);
         while let Some(error) = cause {
             if error.is::<http_body_util::LengthLimitError>() {
@@ -94,4 +108,16 @@ fn sse_response(events: impl Stream<Item = Result<Bytes, HttpError>> + Send + 's
 /// A name for an answer.
 fn answer_id(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_does_not_arrive_is_given_up() {
+        let never = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        let error = read_body_within(never, Duration::from_millis(5)).await.unwrap_err();
+        assert_eq!((error.status, error.code.as_deref()), (408, Some("request_timeout")));
+    }
 }
