@@ -80,7 +80,7 @@ use crate::validation::rule;
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ModelDeploymentSpec {
     /// What the model is for.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -121,7 +121,7 @@ pub enum Task {
 
 /// Where a model's files come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ModelSource {
     /// `hf://org/name@revision`, `pvc://claim/path`, `oci://image` (the model lies in `/models` of the image, or in the
     /// folder named after `#`). `file:///path` is for inference pods that run by hand; in a cluster it is refused.
@@ -158,7 +158,7 @@ pub struct ModelSource {
 
 /// How the engine runs a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct EngineSpec {
     /// Number type of weights and activations.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -202,7 +202,7 @@ pub enum Dtype {
 
 /// The paged KV cache.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct KvCacheSpec {
     /// Tokens in a block: 16, 32 or 64. Default 16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,7 +212,7 @@ pub struct KvCacheSpec {
 
 /// What each replica gets.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ResourcesSpec {
     /// GPUs for each replica; 0 (the default) runs on the CPU. More than one needs tensor parallelism, which this
     /// version does not have.
@@ -237,7 +237,7 @@ pub struct ResourcesSpec {
 
 /// Where replicas may run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct PlacementSpec {
     /// Labels a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -261,7 +261,7 @@ pub struct PlacementSpec {
     "!(has(self.maxSurge) && self.maxSurge == 0 && has(self.maxUnavailable) && self.maxUnavailable == 0)",
     "spec.update.maxSurge and spec.update.maxUnavailable must not both be 0: no pod could ever be replaced; set one to 1",
 )]))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct UpdateSpec {
     /// Replicas above the wanted number during an update. Default 1; 0 where GPUs are scarce.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -275,7 +275,7 @@ pub struct UpdateSpec {
 
 /// What to add to the pods.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct PodTemplateSpec {
     /// Extra labels; Fairlead's own win.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

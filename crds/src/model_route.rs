@@ -56,7 +56,7 @@ use crate::validation::rule;
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ModelRouteSpec {
     /// The name that clients send as `model`. Default: the route's own name. One name has one route in the whole
     /// cluster: of two that claim it the older wins.
@@ -84,7 +84,7 @@ pub struct ModelRouteSpec {
     "has(self.modelDeployment) != (has(self.endpoints) && size(self.endpoints) > 0)",
     "spec.backends[]: set exactly one of modelDeployment (in a cluster) and endpoints (for a gateway run by hand)",
 )]))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Backend {
     /// Name of the backend within the route.
     #[schemars(length(max = 63), extend("x-kubernetes-validations" = [rule(

@@ -207,8 +207,40 @@ fn document_into(document: &str, objects: &mut Objects) -> Result<(), String> {
     Ok(())
 }
 
+/// The types pass over fields that they do not know, because in a cluster the API server checks those and one object with
+/// a newer field must not stop a watch. Here nobody else would tell of a misspelt one.
 fn typed<K: DeserializeOwned>(value: Value) -> Result<K, String> {
-    serde_path_to_error::deserialize(value).map_err(|error| format!("{}: {}", error.path(), error.inner()))
+    let mut unknown = None;
+    let mut track = serde_path_to_error::Track::new();
+    let object = serde_ignored::deserialize(
+        serde_path_to_error::Deserializer::new(value, &mut track),
+        |path: serde_ignored::Path<'_>| {
+            let path = field_path(&path.to_string());
+            // The derived types leave what names the kind to others.
+            if path != "apiVersion" && path != "kind" {
+                unknown.get_or_insert(path);
+            }
+        },
+    );
+    let object = object.map_err(|error| format!("{}: {error}", track.path()))?;
+    match unknown {
+        Some(path) => Err(format!("{path}: there is no such field; correct or remove it")),
+        None => Ok(object),
+    }
+}
+
+/// `spec.backends.0.?.name` as people write it: `spec.backends[0].name`.
+fn field_path(path: &str) -> String {
+    let mut written = String::new();
+    for part in path.split('.').filter(|part| *part != "?") {
+        if !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) {
+            written.push_str(&format!("[{part}]"));
+        } else {
+            written.push_str(if written.is_empty() { "" } else { "." });
+            written.push_str(part);
+        }
+    }
+    written
 }
 
 /// What the API server would check in a cluster, as far as this gateway depends on it.
@@ -285,6 +317,13 @@ spec:
             ("fairlead.dev/v1alpha1", "fairlead.dev/v1", "apiVersion"),
             ("metadata: {name: chat}", "metadata: {}", "metadata.name"),
             ("  backends:", "  backend:", "spec"),
+            ("  backends:", "  timeout: 3\n  backends:", "spec.timeout: there is no such field"),
+            ("- name: v1", "- name: v1\n      wieght: 3", "spec.backends[0].wieght: there is no such field"),
+            (
+                "metadata: {name: chat}",
+                "metadata: {name: chat, label: {}}",
+                "metadata.label: there is no such field",
+            ),
         ];
         for (from, to, wanted) in cases {
             let text =
