@@ -11,6 +11,10 @@ use crate::tokenizer::{CodecError, TextCodec};
 const REPLACEMENT: char = '\u{fffd}';
 /// Tokens of a prompt that decide how its continuation is written.
 const CONTEXT_TOKENS: usize = 6;
+/// Tokens that may wait for a character to be complete. More than any character has: then it is none.
+const MOST_PENDING: usize = 8;
+/// Of those, the ones that may still be a character's beginning.
+const MAY_BEGIN: usize = 4;
 
 /// The text of one growing sequence.
 pub struct Detokenizer {
@@ -48,7 +52,7 @@ impl Detokenizer {
         self.window.push(token);
         let text = self.codec.decode(&self.window)?;
         let whole = stable(&text);
-        let new = whole.get(self.sent..).unwrap_or_default().to_owned();
+        let mut new = whole.get(self.sent..).unwrap_or_default().to_owned();
         if !new.is_empty() {
             self.sent = whole.len();
         }
@@ -63,7 +67,30 @@ impl Detokenizer {
                 self.window = rest;
             }
         }
+        if self.window.len() - self.settled > MOST_PENDING {
+            new.push_str(&self.give_up(&text)?);
+        }
         Ok(new)
+    }
+
+    /// Settles tokens that will never be a character, so that neither the window nor what the client waits for grows.
+    fn give_up(&mut self, text: &str) -> Result<String, CodecError> {
+        let last = self.window.len().saturating_sub(MAY_BEGIN);
+        for cut in (self.settled + 1..=last).rev() {
+            let (head, tail) =
+                (self.codec.decode(&self.window[..cut])?, self.codec.decode(&self.window[cut..])?);
+            // Only between characters: there the two parts are the whole.
+            if tail.is_empty() || text.strip_prefix(&head) != Some(&tail) {
+                continue;
+            }
+            let new = head.get(self.sent..).unwrap_or_default().to_owned();
+            let ahead = self.sent.saturating_sub(head.len());
+            self.window.drain(..self.settled);
+            self.settled = cut - self.settled;
+            self.sent = self.codec.decode(&self.window[..self.settled])?.len() + ahead;
+            return Ok(new);
+        }
+        Ok(String::new())
     }
 
     /// What is left when no token comes any more: bytes that never became a character.
@@ -163,6 +190,23 @@ mod tests {
     }
 
     #[test]
+    fn endless_nonsense_is_sent_as_it_comes() {
+        for (codec, byte) in [(byte_level(), 0xa1), (sentence_piece(), 8 + 0xa1)] {
+            let mut stream = Detokenizer::new(codec);
+            let mut sent = 0;
+            for count in 1..5_000 {
+                sent += stream.push(byte).unwrap().chars().count();
+                assert!(count - sent <= MOST_PENDING, "{count} tokens, {sent} characters");
+                assert!(
+                    stream.window.len() <= 4 * MOST_PENDING,
+                    "every token costs a look at {}",
+                    stream.window.len()
+                );
+            }
+        }
+    }
+
+    #[test]
     fn special_tokens_are_left_out() {
         assert_eq!(pieces(&byte_level(), &[97, 257, 98]).concat(), "ab");
         assert_eq!(byte_level().token_text(257), "<|end|>");
@@ -182,7 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_put_together_are_the_whole(text in "\\PC{0,30}", tail in prop::collection::vec(0_u32..258, 0..20)) {
+        fn pieces_put_together_are_the_whole(text in "\\PC{0,30}", tail in prop::collection::vec(prop_oneof![0_u32..258, 128_u32..256], 0..40)) {
             let codec = byte_level();
             let mut ids: Vec<u32> = codec.encode(&text, false).unwrap();
             ids.extend(tail);
