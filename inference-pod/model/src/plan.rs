@@ -163,6 +163,10 @@ fn check_settings(inputs: &PlanInputs<'_>) -> Result<(), ModelError> {
         return invalid("engine.maxBatchedTokens", "is 0, it must be at least 1".to_owned());
     }
     let longest = inputs.config.max_position_embeddings;
+    if longest == 0 {
+        // `ModelConfig::parse` refuses it, but what an inspection pod says was not read by that.
+        return invalid("model", "says that it was made for 0 tokens; correct its config.json".to_owned());
+    }
     match inputs.max_model_len {
         Some(0) => invalid("engine.maxModelLen", "is 0, it must be at least 1".to_owned()),
         Some(length) if length > longest => invalid(
@@ -190,7 +194,7 @@ impl Amounts {
         let weights = inputs.weights.parameters.saturating_mul(dtype.bytes());
         let kv_bytes_per_token = kv_bytes_per_token(inputs.config, dtype);
         let reserve = activation_reserve(inputs, dtype, max_model_len);
-        let block_bytes = kv_bytes_per_token * u64::from(inputs.block_tokens);
+        let block_bytes = kv_bytes_per_token.saturating_mul(u64::from(inputs.block_tokens));
         let left = inputs.memory_budget_bytes.saturating_sub(weights).saturating_sub(reserve);
         let blocks = (left / block_bytes.max(1)).min(MAX_BLOCKS);
         let blocks_of_one = u64::from(max_model_len).div_ceil(u64::from(inputs.block_tokens)) + 1;
@@ -199,7 +203,7 @@ impl Amounts {
             kv_bytes_per_token,
             reserve,
             blocks,
-            kv_cache: blocks * block_bytes,
+            kv_cache: blocks.saturating_mul(block_bytes),
             max_cached_tokens: blocks.saturating_sub(1) * u64::from(inputs.block_tokens),
             one_sequence: blocks_of_one.saturating_mul(block_bytes),
         }
@@ -213,10 +217,9 @@ impl Amounts {
 /// Bytes of one token in the KV cache, all layers together: 2 x layers x KV heads x head width x bytes of the number type.
 #[must_use]
 pub fn kv_bytes_per_token(config: &ModelConfig, dtype: RunDtype) -> u64 {
-    2 * u64::from(config.num_hidden_layers)
-        * u64::from(config.num_key_value_heads)
-        * u64::from(config.head_dim)
-        * dtype.bytes()
+    [config.num_hidden_layers, config.num_key_value_heads, config.head_dim]
+        .into_iter()
+        .fold(2 * dtype.bytes(), |bytes, factor| bytes.saturating_mul(u64::from(factor)))
 }
 
 /// Bytes kept for a step's intermediate results and the runtime; the module says how they add up.
@@ -235,10 +238,12 @@ fn activation_reserve(inputs: &PlanInputs<'_>, dtype: RunDtype, max_model_len: u
     let sampled = u64::from(inputs.max_sequences).min(step_tokens);
     let positions = u64::from(max_model_len);
 
-    let per_token = 4 * hidden + (2 * heads + 2 * kv_heads) * head_dim + 3 * inner;
+    let per_token =
+        (4 * hidden + 3 * inner).saturating_add((2 * heads + 2 * kv_heads).saturating_mul(head_dim));
     let layer = step_tokens.saturating_mul(per_token).saturating_mul(dtype.bytes());
     let logits = sampled.saturating_mul(vocabulary).saturating_mul(2 * 4);
-    let gathered = positions.saturating_mul(2 * (kv_heads + heads) * head_dim * dtype.bytes());
+    let gathered =
+        positions.saturating_mul((2 * (kv_heads + heads) * dtype.bytes()).saturating_mul(head_dim));
     let rotary = positions.saturating_mul(2 * head_dim * 4);
     [layer, logits, gathered, rotary, runtime_bytes(inputs.device)].into_iter().fold(0, u64::saturating_add)
 }

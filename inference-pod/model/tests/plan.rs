@@ -125,6 +125,31 @@ fn f32_that_would_fit_as_bf16_says_so() {
 }
 
 #[test]
+fn a_shape_that_nobody_has_checked_is_refused_or_does_not_fit() {
+    // As an inspection pod with an image of anyone's could say.
+    let (sound, weights) = llama_8b();
+    let mut model = (ModelConfig { max_position_embeddings: 0, ..sound.clone() }, weights.clone());
+    let error = plan(&PlanInputs { max_model_len: None, ..inputs(&model, 72 * GIB) }).expect_err("0 tokens");
+    assert_eq!(error.reason(), Reason::InvalidSpec);
+    let most = u32::MAX;
+    model.0 = ModelConfig {
+        hidden_size: most,
+        intermediate_size: most,
+        num_hidden_layers: most,
+        num_attention_heads: most,
+        num_key_value_heads: most,
+        head_dim: most,
+        vocab_size: most,
+        max_position_embeddings: most,
+        ..sound.clone()
+    };
+    assert!(!planned(&PlanInputs { max_model_len: None, ..inputs(&model, 72 * GIB) }).fits);
+    model.0 = ModelConfig { num_hidden_layers: 0, ..sound };
+    model.1.parameters = 0;
+    planned(&inputs(&model, u64::MAX));
+}
+
+#[test]
 fn settings_that_cannot_be_are_named() {
     let model = llama_8b();
     let sound = inputs(&model, 72 * GIB);
