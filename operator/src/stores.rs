@@ -15,7 +15,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::core::PartialObjectMeta;
+use kube::core::error_boundary::InvalidObject;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, predicates, watcher};
@@ -159,16 +160,48 @@ where
 {
     let (store, writer) = reflector::store();
     let mut filled = Some(filled.clone());
-    let events = watcher(Api::all(client.clone()), config).default_backoff().reflect(writer).inspect_ok(
-        move |event| {
+    let known = store.clone();
+    let events = watcher(Api::<DeserializeGuard<K>>::all(client.clone()), config)
+        .default_backoff()
+        .try_filter_map(move |event| std::future::ready(Ok(readable(event, &known))))
+        .reflect(writer)
+        .inspect_ok(move |event| {
             if matches!(event, watcher::Event::InitDone)
                 && let Some(filled) = filled.take()
             {
                 filled.one_more();
             }
-        },
-    );
+        });
     (store, events.touched_objects())
+}
+
+/// Keeps one object that can't be read (a newer version's, most likely) from stopping the watch of all others. To us it is
+/// not there: what it owns stays as it is.
+fn readable<K>(event: watcher::Event<DeserializeGuard<K>>, known: &Store<K>) -> Option<watcher::Event<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    use watcher::Event;
+    let unreadable = |invalid: &InvalidObject| {
+        let (kind, name) = (K::kind(&()), invalid.metadata.name.clone().unwrap_or_default());
+        let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
+        tracing::error!(%kind, namespace, name, error = invalid.error, "an object can't be read and is left alone");
+        get(known, &namespace, &name)
+    };
+    match event {
+        Event::Init => Some(Event::Init),
+        Event::InitDone => Some(Event::InitDone),
+        Event::InitApply(DeserializeGuard(Ok(object))) => Some(Event::InitApply(object)),
+        Event::InitApply(DeserializeGuard(Err(invalid))) => {
+            unreadable(&invalid);
+            None
+        }
+        Event::Apply(DeserializeGuard(Ok(object))) => Some(Event::Apply(object)),
+        Event::Delete(DeserializeGuard(Ok(object))) => Some(Event::Delete(object)),
+        Event::Apply(DeserializeGuard(Err(invalid))) | Event::Delete(DeserializeGuard(Err(invalid))) => {
+            unreadable(&invalid).map(|last| Event::Delete((*last).clone()))
+        }
+    }
 }
 
 impl Stores {
@@ -249,4 +282,39 @@ where
     K::DynamicType: Eq + Hash + Clone + Default,
 {
     store.get(&ObjectRef::new(name).within(namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn guarded(uri: &serde_json::Value) -> DeserializeGuard<ModelDeployment> {
+        serde_json::from_value(json!({
+            "apiVersion": "fairlead.dev/v1alpha1", "kind": "ModelDeployment",
+            "metadata": {"name": "a", "namespace": "models"}, "spec": {"model": {"uri": uri, "newer": 1}},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_is_passed_over_and_forgotten() {
+        let (stores, mut writers) = Stores::detached();
+        let known = &stores.model_deployments;
+        let good = || guarded(&json!("hf://a/b"));
+        let bad = || guarded(&json!({"a newer": "form"}));
+        assert!(matches!(
+            readable(watcher::Event::InitApply(good()), known),
+            Some(watcher::Event::InitApply(_))
+        ));
+        assert!(readable(watcher::Event::InitApply(bad()), known).is_none());
+        assert!(readable(watcher::Event::Apply(bad()), known).is_none(), "was never known");
+        let event = readable(watcher::Event::Apply(good()), known).unwrap();
+        writers.model_deployments.apply_watcher_event(&event);
+        assert!(get(known, "models", "a").is_some());
+        let event = readable(watcher::Event::Apply(bad()), known).unwrap();
+        writers.model_deployments.apply_watcher_event(&event);
+        assert!(get(known, "models", "a").is_none());
+    }
 }
