@@ -7,8 +7,10 @@
 mod owned_fields;
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PropagationPolicy};
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -16,6 +18,9 @@ use serde::de::DeserializeOwned;
 
 use crate::error::Error;
 use crate::metrics::{Kind, Metrics};
+
+/// What is somebody else's is not watched; look again whether it is gone.
+const FOREIGN: Duration = Duration::from_secs(30);
 
 /// Writes the children and the status of one kind's objects.
 #[derive(Clone)]
@@ -56,12 +61,13 @@ impl Applier {
             let owner = desired.owner_references().first().map(|owner| owner.uid.as_str());
             let ours = found.owner_references().iter().any(|it| Some(it.uid.as_str()) == owner);
             if !ours {
-                return Err(Error::invalid(
-                    fairlead_crds::condition::stalled::INVALID_SPEC,
-                    format!(
+                return Err(Error::Invalid {
+                    reason: fairlead_crds::condition::stalled::INVALID_SPEC,
+                    message: format!(
                         "metadata.name: a {kind} named {name} exists already and is not this object's; delete it, or choose another name"
                     ),
-                ));
+                    retry: Some(FOREIGN),
+                });
             }
             if owned_fields::settled(found, desired, self.manager)? {
                 return Ok(found.clone());
@@ -74,6 +80,35 @@ impl Applier {
         self.metrics.wrote(self.kind);
         tracing::info!(kind, namespace, name, "applied");
         Ok(applied)
+    }
+
+    /// Keeps `spec.replicas` of a Deployment as it is when `desired` does not name it any more. Nobody else may own the field
+    /// yet, and a field that its last owner lets go of falls back to its default: an autoscaler would find one replica left.
+    ///
+    /// # Errors
+    /// [`Error::Kube`].
+    pub async fn hand_over_replicas(
+        &self,
+        live: Option<&Deployment>,
+        desired: &Deployment,
+    ) -> Result<(), Error> {
+        let named = |it: &Deployment| it.spec.as_ref().and_then(|spec| spec.replicas);
+        let Some((live, replicas)) = live.and_then(|live| Some((live, named(live)?))) else { return Ok(()) };
+        if named(desired).is_some() || !owned_fields::owns(live, self.manager, &["spec", "replicas"]) {
+            return Ok(());
+        }
+        let (name, namespace) = (live.name_any(), live.namespace().unwrap_or_default());
+        let body = serde_json::json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": name, "uid": live.uid()}, "spec": {"replicas": replicas},
+        });
+        let manager = format!("{}-replicas", self.manager);
+        Api::<Deployment>::namespaced(self.client.clone(), &namespace)
+            .patch(&name, &PatchParams::apply(&manager).force(), &Patch::Apply(&body))
+            .await
+            .map_err(Error::kube(format!("hand over the replicas of Deployment {name}")))?;
+        self.metrics.wrote(self.kind);
+        Ok(())
     }
 
     /// Writes the status of an object. The caller has made sure that it differs.

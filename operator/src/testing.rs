@@ -40,7 +40,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    fn answer(&self, method: &Method, path: &str, body: Value) -> (u16, Value) {
+    fn answer(&self, method: &Method, path: &str, manager: &str, body: Value) -> (u16, Value) {
         let call = format!("{method} {path}");
         let mut failures = self.failures.lock().unwrap();
         if failures.front().is_some_and(|(part, _)| call.contains(part)) {
@@ -68,7 +68,7 @@ impl ApiServer {
                     object["metadata"]["resourceVersion"] = json!(version.to_string());
                     return (200, object.clone());
                 }
-                let object = applied(objects.get(path), body, *version);
+                let object = applied(objects.get(path), body, manager, *version);
                 objects.insert(path.to_owned(), object.clone());
                 (200, object)
             }
@@ -76,22 +76,48 @@ impl ApiServer {
     }
 }
 
-fn applied(before: Option<&Value>, mut body: Value, version: u64) -> Value {
+fn field_manager(uri: &http::Uri) -> String {
+    let parameters = uri.query().unwrap_or_default().split('&');
+    let manager = parameters.into_iter().find_map(|it| it.strip_prefix("fieldManager="));
+    manager.unwrap_or_default().replace("%2F", "/")
+}
+
+fn applied(before: Option<&Value>, mut body: Value, manager: &str, version: u64) -> Value {
     let mut managed = body.clone();
     managed.as_object_mut().unwrap().retain(|key, _| key != "apiVersion" && key != "kind");
     managed["metadata"].as_object_mut().unwrap().retain(|key, _| key != "name" && key != "namespace");
+    let others: Vec<Value> = before
+        .and_then(|before| before["metadata"]["managedFields"].as_array())
+        .map(|entries| entries.iter().filter(|entry| entry["manager"] != manager).cloned().collect())
+        .unwrap_or_default();
+    for (other, before) in others.iter().zip(before.into_iter().cycle()) {
+        carry(before, &other["fieldsV1"], &mut body);
+    }
     let metadata = &mut body["metadata"];
     let old = before.map_or(Value::Null, |before| before["metadata"].clone());
     metadata["uid"] = old.get("uid").cloned().unwrap_or_else(|| json!(format!("uid-{version}")));
     metadata["generation"] = json!(old["generation"].as_i64().unwrap_or_default() + 1);
     metadata["resourceVersion"] = json!(version.to_string());
-    metadata["managedFields"] = json!([{
-        "manager": "fairlead-operator/modeldeployment", "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields(&managed),
-    }]);
+    let ours = json!({
+        "manager": manager, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields(&managed),
+    });
+    metadata["managedFields"] = others.into_iter().chain([ours]).collect();
     if let Some(status) = before.and_then(|before| before.get("status")) {
         body["status"] = status.clone();
     }
     body
+}
+
+/// Brings what others own into what is applied, where that does not name it.
+fn carry(before: &Value, owned: &Value, into: &mut Value) {
+    for (name, below) in owned.as_object().unwrap() {
+        let name = name.trim_start_matches("f:");
+        match into.get_mut(name) {
+            Some(into) if into.is_object() => carry(&before[name], below, into),
+            Some(_) => {}
+            None => into[name] = before[name].clone(),
+        }
+    }
 }
 
 /// The fields of an object as managedFields names them, all lists taken as a whole.
@@ -152,7 +178,8 @@ impl Cluster {
                 let (parts, body) = request.into_parts();
                 let body = body.collect().await?.to_bytes();
                 let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
-                let (code, answer) = server.answer(&parts.method, parts.uri.path(), body);
+                let (code, answer) =
+                    server.answer(&parts.method, parts.uri.path(), &field_manager(&parts.uri), body);
                 let answer = Body::from(serde_json::to_vec(&answer).unwrap());
                 Ok::<_, kube::Error>(Response::builder().status(code).body(answer).unwrap())
             }

@@ -1,6 +1,6 @@
 //! Reads `metadata.managedFields` to tell whether applying an object again would change anything. Pure.
 
-use kube::{Resource, ResourceExt};
+use kube::Resource;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -12,16 +12,7 @@ use crate::quantity;
 /// # Errors
 /// [`Error::Transient`] when an object can't be made into JSON, which no Kubernetes type does.
 pub fn settled<K: Resource + Serialize>(live: &K, desired: &K, manager: &str) -> Result<bool, Error> {
-    let entry = live.managed_fields().iter().find(|entry| {
-        entry.manager.as_deref() == Some(manager)
-            && entry.operation.as_deref() == Some("Apply")
-            && entry.subresource.as_deref().unwrap_or_default().is_empty()
-    });
-    let Some(Value::Object(fields)) =
-        entry.and_then(|entry| entry.fields_v1.as_ref()).map(|fields| &fields.0)
-    else {
-        return Ok(false);
-    };
+    let Some(fields) = applied_by(live, manager) else { return Ok(false) };
     let json = |object: &K| {
         serde_json::to_value(object).map_err(|error| Error::Transient(format!("to JSON: {error}")))
     };
@@ -38,6 +29,25 @@ pub fn settled<K: Resource + Serialize>(live: &K, desired: &K, manager: &str) ->
     Ok(same(fields, &desired, &json(live)?))
 }
 
+/// Whether `manager` has applied the field at `path` of `live`.
+pub fn owns(live: &impl Resource, manager: &str, path: &[&str]) -> bool {
+    let mut fields = applied_by(live, manager);
+    for name in path {
+        fields = fields.and_then(|fields| fields.get(&format!("f:{name}"))).and_then(Value::as_object);
+    }
+    fields.is_some()
+}
+
+/// The fields that `manager` has applied.
+fn applied_by<'a>(live: &'a impl Resource, manager: &str) -> Option<&'a Map<String, Value>> {
+    let entry = live.meta().managed_fields.iter().flatten().find(|entry| {
+        entry.manager.as_deref() == Some(manager)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry.subresource.as_deref().unwrap_or_default().is_empty()
+    });
+    entry?.fields_v1.as_ref()?.0.as_object()
+}
+
 fn same(fields: &Map<String, Value>, desired: &Value, live: &Value) -> bool {
     let below: Vec<(&str, &Map<String, Value>)> = fields
         .iter()
@@ -49,7 +59,19 @@ fn same(fields: &Map<String, Value>, desired: &Value, live: &Value) -> bool {
     }
     match desired {
         Value::Object(wanted) => {
-            let wanted: Vec<_> = wanted.iter().filter(|(_, value)| !value.is_null()).collect();
+            // An API server leaves out what is empty, whether or not it says that we own it.
+            let dropped = |name: &str, value: &Value| is_empty(value) && live.get(name).is_none();
+            let below: Vec<_> = below
+                .into_iter()
+                .filter(|(key, _)| {
+                    let name = key.strip_prefix("f:").unwrap_or_default();
+                    wanted.get(name).is_none_or(|value| !dropped(name, value))
+                })
+                .collect();
+            let wanted: Vec<_> = wanted
+                .iter()
+                .filter(|(name, value)| !value.is_null() && !dropped(name, value))
+                .collect();
             wanted.len() == below.len()
                 && wanted.iter().all(|(name, value)| {
                     let owned = below.iter().find(|(key, _)| key.strip_prefix("f:") == Some(name.as_str()));
@@ -72,13 +94,23 @@ fn same(fields: &Map<String, Value>, desired: &Value, live: &Value) -> bool {
     }
 }
 
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        Value::Null => true,
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
 /// Whether all of `part` is in `whole`; the API server may have filled in defaults beside it.
 fn covered(part: &Value, whole: &Value) -> bool {
     match (part, whole) {
         (Value::Object(part), Value::Object(whole)) => part
             .iter()
             .filter(|(_, value)| !value.is_null())
-            .all(|(name, value)| whole.get(name).is_some_and(|whole| covered(value, whole))),
+            .all(|(name, value)| whole.get(name).map_or(is_empty(value), |whole| covered(value, whole))),
         (Value::Array(part), Value::Array(whole)) => {
             part.len() == whole.len() && part.iter().zip(whole).all(|(part, whole)| covered(part, whole))
         }
@@ -160,6 +192,26 @@ mod tests {
         let mut label = desired();
         label["metadata"]["labels"] = json!({"x": "y", "z": "1"});
         assert!(!check(live(), label));
+    }
+
+    #[test]
+    fn what_the_api_server_leaves_out_because_it_is_empty_needs_none() {
+        let mut desired = desired();
+        desired["spec"]["template"]["spec"]["containers"][0]["env"] = json!([{"name": "A", "value": ""}]);
+        desired["spec"]["template"]["spec"]["tolerations"] = json!([{"key": "", "operator": "Exists"}]);
+        let mut live = live();
+        live["spec"]["template"]["spec"]["containers"][0]["env"] = json!([{"name": "A"}]);
+        live["spec"]["template"]["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
+        let template = "/metadata/managedFields/1/fieldsV1/f:spec/f:template/f:spec";
+        let container = "f:containers/k:{\"name\":\"engine\"}".replace("f:containers/", "");
+        live.pointer_mut(template).unwrap()["f:tolerations"] = json!({});
+        for owned in [json!({".": {}, "f:name": {}}), json!({".": {}, "f:name": {}, "f:value": {}})] {
+            live.pointer_mut(template).unwrap()["f:containers"][&container]["f:env"] =
+                json!({"k:{\"name\":\"A\"}": owned});
+            assert!(check(live.clone(), desired.clone()), "{owned}");
+        }
+        desired["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = json!("1");
+        assert!(!check(live, desired));
     }
 
     #[test]

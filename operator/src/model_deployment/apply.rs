@@ -23,6 +23,7 @@ pub async fn apply(
     applier.apply(found.config_map.as_deref(), config_map).await?;
     applier.apply(found.service.as_deref(), service).await?;
     applier.apply(found.pod_disruption_budget.as_deref(), pod_disruption_budget).await?;
+    applier.hand_over_replicas(found.deployment.as_deref(), deployment).await?;
     applier.apply(found.deployment.as_deref(), deployment).await
 }
 
