@@ -5,8 +5,10 @@
 //! - [`Error::Waiting`]: something is not there yet. `Reconciling`, and another look after a moment.
 //! - [`Error::Transient`] and [`Error::Kube`]: a call failed. Tried again with exponential backoff.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures::FutureExt;
 use kube::runtime::controller::Action;
 
 /// What can go wrong in a reconcile.
@@ -47,6 +49,19 @@ pub enum Error {
         #[source]
         source: Box<kube::Error>,
     },
+}
+
+/// Runs a reconcile so that a panic in it fails this one object, which is tried again with backoff, and not the process
+/// that looks after all the others.
+///
+/// # Errors
+/// What the reconcile returns, or [`Error::Transient`] after a panic.
+pub async fn contained<T>(reconcile: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    // What a reconcile shares with others is behind locks that a panic does not leave half-made.
+    let result = AssertUnwindSafe(reconcile).catch_unwind().await;
+    result.unwrap_or_else(|_| {
+        Err(Error::Transient("a bug in the operator: the reconcile panicked; see its log".to_owned()))
+    })
 }
 
 impl Error {
@@ -131,5 +146,12 @@ mod tests {
             r#"{"status": "Failure", "code": 403, "reason": "Forbidden", "message": "exceeded quota", "details": {}}"#,
         );
         assert!(error.concerns_the_object() && error.action().is_none(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_one_reconcile_only() {
+        let error = contained(async { if true { panic!("on purpose") } else { Ok(()) } }).await.unwrap_err();
+        assert!(error.action().is_none(), "backoff");
+        assert_eq!(contained(async { Ok(1) }).await.unwrap(), 1);
     }
 }

@@ -18,7 +18,7 @@ use kube::runtime::reflector::ObjectRef;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::metrics::Kind;
 use crate::stores::Changes;
 
@@ -85,7 +85,7 @@ fn of_pod(pod: &Pod) -> Option<ObjectRef<ModelDeployment>> {
 async fn measured(object: Arc<ModelDeployment>, context: Arc<Context>) -> Result<Action, Error> {
     let begun = Instant::now();
     context.stores.wait_until_ready().await;
-    let result = super::reconcile(object.clone(), context.clone()).await;
+    let result = Box::pin(error::contained(super::reconcile(object.clone(), context.clone()))).await;
     let outcome = result.as_ref().map_or_else(Error::category, |(_, outcome)| *outcome);
     context.metrics.reconciled(Kind::ModelDeployment, outcome, begun.elapsed());
     if result.is_ok() {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::triggers::{self, Changed};
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::metrics::Kind;
 use crate::stores::Changes;
 
@@ -47,7 +47,7 @@ pub async fn run(
 async fn measured(object: Arc<ModelRoute>, context: Arc<Context>) -> Result<Action, Error> {
     let begun = Instant::now();
     context.stores.wait_until_ready().await;
-    let result = super::reconcile(object.clone(), context.clone()).await;
+    let result = Box::pin(error::contained(super::reconcile(object.clone(), context.clone()))).await;
     let outcome = result.as_ref().map_or_else(Error::category, |(_, outcome)| *outcome);
     context.metrics.reconciled(Kind::ModelRoute, outcome, begun.elapsed());
     if result.is_ok() {
