@@ -57,6 +57,8 @@ pub async fn run(
             .connect_timeout(std::time::Duration::from_secs(1))
             .timeout(std::time::Duration::from_secs(2))
             .no_proxy()
+            // A pod may run an image of anyone's, which should not send this process elsewhere.
+            .redirect(reqwest::redirect::Policy::none())
             .build()
             .context("make an HTTP client")?;
         let context = Arc::new(Context::new(client, settings, stores, metrics.clone(), inspector, http));

@@ -1,7 +1,7 @@
 //! The device a process computes on: started once, before anything else of libtorch is used.
 
 use fairlead_model::{DeviceKind, RunDtype};
-use fairlead_torch_shim::{DeviceRequest, start_device};
+use fairlead_torch_shim::{DeviceRequest, GpuMemory, gpu_memory, start_device};
 use tch::{Device, Kind};
 
 use crate::error::LoadError;
@@ -27,14 +27,20 @@ impl ComputeDevice {
         if self.0.is_cuda() { DeviceKind::Gpu } else { DeviceKind::Cpu }
     }
 
-    /// Bytes of memory that weights and cache could still take on a CPU: what the system has or the container's limit leaves,
-    /// whichever is less. `None` on a GPU, whose memory libtorch's Rust binding does not tell.
+    /// Bytes of memory that weights and cache could still take: on a CPU what the system has or the container's limit leaves,
+    /// whichever is less; on a GPU what is free of its own. `None` where nobody tells.
     #[must_use]
     pub fn available_memory(self) -> Option<u64> {
         match self.kind() {
             DeviceKind::Cpu => memory::available(),
-            DeviceKind::Gpu => None,
+            DeviceKind::Gpu => self.gpu_memory().map(|memory| memory.free),
         }
+    }
+
+    /// The GPU's memory; `None` on a CPU, and where the CUDA runtime does not tell.
+    #[must_use]
+    pub fn gpu_memory(self) -> Option<GpuMemory> {
+        if self.0.is_cuda() { gpu_memory() } else { None }
     }
 
     /// Refuses to begin what would get the process killed; `doing` completes "while …".

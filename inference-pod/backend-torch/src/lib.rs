@@ -24,4 +24,4 @@ mod weights;
 pub use backend::{LoadOptions, TorchBackend};
 pub use device::ComputeDevice;
 pub use error::LoadError;
-pub use fairlead_torch_shim::DeviceRequest;
+pub use fairlead_torch_shim::{DeviceRequest, GpuMemory};

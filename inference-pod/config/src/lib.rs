@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// Share of a GPU's memory that is used where nobody says how much may be.
+pub const DEFAULT_GPU_MEMORY_UTILIZATION: f64 = 0.90;
+
 /// Settings of one inference pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -87,6 +90,10 @@ pub struct EngineConfig {
     /// Tokens in a KV block: 16, 32 or 64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_tokens: Option<u32>,
+    /// Share of a GPU's memory that weights, activations and KV cache may take together, where `kv_cache_bytes` is absent:
+    /// above 0 and at most 1. Absent: [`DEFAULT_GPU_MEMORY_UTILIZATION`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_utilization: Option<f64>,
     /// Bytes of the KV cache. Absent: measured from what is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache_bytes: Option<u64>,
@@ -103,12 +110,21 @@ pub struct ServerConfig {
     pub listen: String,
     /// Requests that may wait for the engine; more are answered 429.
     pub max_queued_requests: u32,
-    /// After SIGTERM: seconds until streams that have not finished are cut.
+    /// After SIGTERM: seconds in which the pod says that it is not ready and still takes requests, while load balancers learn
+    /// of it.
+    #[serde(default)]
+    pub drain_delay_seconds: u64,
+    /// After that: seconds until streams that have not finished are cut.
     pub drain_seconds: u64,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        Self { listen: "0.0.0.0:8000".to_owned(), max_queued_requests: 1024, drain_seconds: 290 }
+        Self {
+            listen: "0.0.0.0:8000".to_owned(),
+            max_queued_requests: 1024,
+            drain_delay_seconds: 0,
+            drain_seconds: 290,
+        }
     }
 }

@@ -80,13 +80,19 @@ pub struct ServeArgs {
     /// Bytes of the KV cache.
     #[arg(long)]
     pub kv_cache_bytes: Option<u64>,
+    /// Share of a GPU's memory that may be used where --kv-cache-bytes is not given [default: 0.90].
+    #[arg(long, value_name = "SHARE")]
+    pub gpu_memory_utilization: Option<f64>,
     /// Threads of libtorch on a CPU.
     #[arg(long)]
     pub threads: Option<u32>,
     /// Requests that may wait for the engine; more are answered 429.
     #[arg(long)]
     pub max_queued_requests: Option<u32>,
-    /// Seconds after SIGTERM until streams that have not finished are cut.
+    /// Seconds after SIGTERM in which requests are still taken, while load balancers learn that this pod is leaving.
+    #[arg(long)]
+    pub drain_delay_seconds: Option<u64>,
+    /// Seconds after that until streams that have not finished are cut.
     #[arg(long)]
     pub drain_seconds: Option<u64>,
     /// Folder that fetched models are kept in.
@@ -146,8 +152,10 @@ impl ServeArgs {
             max_batched_tokens,
             block_tokens,
             kv_cache_bytes,
+            gpu_memory_utilization,
             threads,
             max_queued_requests,
+            drain_delay_seconds,
             drain_seconds,
             cache_dir,
             digest,
@@ -171,8 +179,10 @@ impl ServeArgs {
         engine.max_batched_tokens = max_batched_tokens.or(engine.max_batched_tokens);
         engine.block_tokens = block_tokens.or(engine.block_tokens);
         engine.kv_cache_bytes = kv_cache_bytes.or(engine.kv_cache_bytes);
+        engine.gpu_memory_utilization = gpu_memory_utilization.or(engine.gpu_memory_utilization);
         engine.threads = threads.or(engine.threads);
         set(&mut merged.server.max_queued_requests, max_queued_requests);
+        set(&mut merged.server.drain_delay_seconds, drain_delay_seconds);
         set(&mut merged.server.drain_seconds, drain_seconds);
         merged.model.cache_dir = cache_dir.or(merged.model.cache_dir);
         merged.model.digest = digest.or(merged.model.digest);
@@ -181,6 +191,11 @@ impl ServeArgs {
         }
         if merged.served_model_names.is_empty() {
             merged.served_model_names.push(default_name(&merged.model.uri));
+        }
+        if let Some(share) = merged.engine.gpu_memory_utilization.filter(|it| !(*it > 0.0 && *it <= 1.0)) {
+            return Err(ConfigError(format!(
+                "engine.gpuMemoryUtilization is {share}, it must be above 0 and at most 1"
+            )));
         }
         if merged.server.max_queued_requests == 0 {
             return Err(ConfigError("server.maxQueuedRequests is 0, it must be at least 1".to_owned()));
@@ -288,6 +303,17 @@ mod tests {
         assert!(parse(&["--model", "m", "--dtype", "f8"]).unwrap_err().contains("--dtype"));
         assert!(
             parse(&["--model", "m", "--max-queued-requests", "0"]).unwrap_err().contains("maxQueuedRequests")
+        );
+        for share in ["0", "1.5", "-1", "NaN"] {
+            let share = format!("--gpu-memory-utilization={share}");
+            assert!(parse(&["--model", "m", &share]).unwrap_err().contains("gpuMemoryUtilization"));
+        }
+        assert_eq!(
+            parse(&["--model", "m", "--gpu-memory-utilization", "0.5"])
+                .unwrap()
+                .engine
+                .gpu_memory_utilization,
+            Some(0.5)
         );
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");

@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadError, LoadOptions, TorchBackend};
 use fairlead_engine::engine::{self, EngineHandle, EngineOptions, StartError};
-use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, SourceUri, fetch};
-use fairlead_inference_config::{Device, Dtype, EngineConfig, InferenceConfig};
+use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
+use fairlead_inference_config::{
+    DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig,
+};
 use fairlead_model::plan::kv_bytes_per_token;
 use fairlead_model::{DeviceKind, ModelError, Plan, PlanInputs, Reason, RunDtype, plan};
 
-use crate::memory::cpu_budget_bytes;
+use crate::memory::{cpu_budget_bytes, gpu_budget_bytes};
 use crate::model_files::ModelFiles;
 use crate::startup::Phase;
 use crate::state::{App, Model};
@@ -123,7 +125,7 @@ async fn start_engine(
     let build = move || {
         let device = ComputeDevice::start(device_request(settings.device), Some(threads(&settings)))?;
         app.startup.enter(Phase::SizingCache);
-        let sized = size(&settings, device.kind(), &fetched)?;
+        let sized = size(&settings, device, &fetched.inspection)?;
         tracing::info!(
             kv_cache_bytes = sized.kv_cache_bytes,
             max_model_len = sized.plan.max_model_len,
@@ -164,7 +166,39 @@ struct Sized {
     max_batched_tokens: u32,
 }
 
-fn size(settings: &EngineConfig, device: DeviceKind, fetched: &FetchedModel) -> Result<Sized, FatalError> {
+/// Bytes that weights, activations and KV cache may take together.
+fn memory_budget(settings: &EngineConfig, device: ComputeDevice) -> Result<u64, FatalError> {
+    let unknown = |whose: &str| FatalError {
+        reason: Reason::InvalidSpec,
+        message: format!("engine.kvCacheBytes: {whose} does not tell how much memory there is; set it"),
+    };
+    match (device.kind(), settings.kv_cache_bytes) {
+        // Whoever sets the cache's size answers for it.
+        (_, Some(_)) => Ok(u64::MAX / 4),
+        (DeviceKind::Cpu, None) => cpu_budget_bytes().ok_or_else(|| unknown("this system")),
+        (DeviceKind::Gpu, None) => {
+            let memory = device.gpu_memory().ok_or_else(|| unknown("the CUDA runtime"))?;
+            let share = settings.gpu_memory_utilization.unwrap_or(DEFAULT_GPU_MEMORY_UTILIZATION);
+            tracing::info!(free = memory.free, total = memory.total, share, "measured the GPU's memory");
+            Ok(gpu_budget_bytes(memory.free, memory.total, share))
+        }
+    }
+}
+
+fn size(
+    settings: &EngineConfig,
+    device: ComputeDevice,
+    inspection: &Inspection,
+) -> Result<Sized, FatalError> {
+    size_within(settings, device.kind(), inspection, memory_budget(settings, device)?)
+}
+
+fn size_within(
+    settings: &EngineConfig,
+    device: DeviceKind,
+    inspection: &Inspection,
+    memory_budget_bytes: u64,
+) -> Result<Sized, FatalError> {
     let (sequences, batched) = match device {
         DeviceKind::Cpu => (64, 512),
         DeviceKind::Gpu => (256, 8192),
@@ -173,23 +207,6 @@ fn size(settings: &EngineConfig, device: DeviceKind, fetched: &FetchedModel) -> 
     // A step must hold one token of each sequence that runs and some of one that is being read.
     let max_batched_tokens =
         settings.max_batched_tokens.unwrap_or(batched).max(max_sequences.saturating_add(1));
-    let memory_budget_bytes = match (device, settings.kv_cache_bytes) {
-        // Whoever sets the cache's size answers for it.
-        (_, Some(_)) => u64::MAX / 4,
-        (DeviceKind::Cpu, None) => cpu_budget_bytes().ok_or_else(|| FatalError {
-            reason: Reason::InvalidSpec,
-            message: "engine.kvCacheBytes: this system does not tell how much memory there is; set it"
-                .to_owned(),
-        })?,
-        (DeviceKind::Gpu, None) => {
-            return Err(FatalError {
-                reason: Reason::InvalidSpec,
-                message: "engine.kvCacheBytes: is required on a GPU; set it to what the weights leave of its memory"
-                    .to_owned(),
-            });
-        }
-    };
-    let inspection = &fetched.inspection;
     let plan = plan(&PlanInputs {
         config: &inspection.config,
         weights: &inspection.weights,
@@ -210,6 +227,7 @@ fn size(settings: &EngineConfig, device: DeviceKind, fetched: &FetchedModel) -> 
     let least = (blocks_of_one + 1) * block_bytes;
     let kv_cache_bytes = match settings.kv_cache_bytes {
         Some(bytes) => bytes.min(most),
+        None if device == DeviceKind::Gpu => plan.kv_cache_bytes.min(most),
         None => plan.kv_cache_bytes.min(most).min(DEFAULT_CPU_KV_BYTES.max(least)),
     };
     if kv_cache_bytes < least {
@@ -245,5 +263,60 @@ fn run_dtype(dtype: Dtype) -> Option<RunDtype> {
         Dtype::Bf16 => Some(RunDtype::Bf16),
         Dtype::F16 => Some(RunDtype::F16),
         Dtype::F32 => Some(RunDtype::F32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fairlead_model::{ModelConfig, WeightsSummary};
+    use serde_json::json;
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// Llama 3.1 8B.
+    fn inspection() -> Inspection {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+            "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256,
+            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "hidden_act": "silu",
+        });
+        Inspection {
+            config: ModelConfig::parse(config.to_string().as_bytes()).unwrap(),
+            weights: WeightsSummary { parameters: 8_030_261_248, tensors: 291, ..WeightsSummary::default() },
+            weight_files: 4,
+            weight_file_bytes: 16_060_522_496,
+            revision: None,
+            fingerprint: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_gpu_without_settings_uses_its_share_of_what_is_there() {
+        let budget = gpu_budget_bytes(79 * GIB, 80 * GIB, DEFAULT_GPU_MEMORY_UTILIZATION);
+        assert_eq!(budget, 72 * GIB);
+        let sized = size_within(&EngineConfig::default(), DeviceKind::Gpu, &inspection(), budget).unwrap();
+        assert_eq!((sized.max_sequences, sized.max_batched_tokens), (256, 8192));
+        // The cache takes all that weights and activations leave, not the cautious default of a CPU.
+        assert!(sized.kv_cache_bytes > 50 * GIB, "{}", sized.kv_cache_bytes);
+        assert!(sized.kv_cache_bytes + 2 * 8_030_261_248 < budget);
+        assert_eq!(sized.kv_cache_bytes, sized.plan.kv_cache_bytes);
+    }
+
+    #[test]
+    fn a_gpu_that_others_fill_is_refused_before_anything_is_loaded() {
+        let budget = gpu_budget_bytes(10 * GIB, 80 * GIB, DEFAULT_GPU_MEMORY_UTILIZATION);
+        assert_eq!(budget, 10 * GIB, "no more than is free");
+        let error =
+            size_within(&EngineConfig::default(), DeviceKind::Gpu, &inspection(), budget).err().unwrap();
+        assert_eq!(error.reason, Reason::DoesNotFit);
+    }
+
+    #[test]
+    fn a_cache_that_was_sized_by_others_is_taken_as_it_is() {
+        let settings = EngineConfig { kv_cache_bytes: Some(GIB + (1 << 28)), ..EngineConfig::default() };
+        let sized = size_within(&settings, DeviceKind::Gpu, &inspection(), u64::MAX / 4).unwrap();
+        assert_eq!(sized.kv_cache_bytes, GIB + (1 << 28));
     }
 }

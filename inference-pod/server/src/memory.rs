@@ -1,4 +1,4 @@
-//! How much memory the process may use: what its container allows, or what the machine has free.
+//! How much memory the process may use: what its container allows, what the machine has free, or its share of a GPU.
 
 use std::path::Path;
 
@@ -10,6 +10,13 @@ const SHARE_PERCENT: u64 = 90;
 /// `None` where the system tells nothing.
 pub fn cpu_budget_bytes() -> Option<u64> {
     budget(Path::new("/sys/fs/cgroup"), Path::new("/proc/meminfo"))
+}
+
+/// Bytes that weights, activations and KV cache may take together on a GPU with `free` of `total` bytes: its share of the
+/// whole, as the operator plans it, but no more than others have left.
+pub fn gpu_budget_bytes(free: u64, total: u64, utilization: f64) -> u64 {
+    // Memory sizes are far below 2^53, where f64 stops being exact.
+    ((total as f64 * utilization) as u64).min(free)
 }
 
 fn budget(cgroup: &Path, meminfo: &Path) -> Option<u64> {

@@ -14,13 +14,16 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use serde::Deserialize;
 
-use super::build::{INFERENCE, NAME_LABEL};
+use super::build::{INFERENCE, NAME_LABEL, config_map};
 use super::observe::{self, Seen};
 use crate::context::Context;
 use crate::stores::get;
 
 /// Starting pods that are asked for their progress in one reconcile; the slowest of these is shown.
 const ASKED: usize = 8;
+
+/// Bytes of an answer of `/startup` that are read.
+const LONGEST_STARTUP: usize = 4096;
 
 /// What the stores have.
 #[derive(Clone, Default)]
@@ -51,10 +54,12 @@ pub struct Dereferenced {
 pub fn dereference(object: &ModelDeployment, context: &Context) -> Dereferenced {
     let stores = &context.stores;
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let of_object = stores.pods.state_filter(|pod| {
+    let mut of_object = stores.pods.state_filter(|pod| {
         pod.metadata.namespace.as_deref() == Some(&namespace)
             && pod.labels().get(MODEL_DEPLOYMENT_LABEL) == Some(&name)
     });
+    // A store has no order, and the first pod with a trouble is the one that is told of.
+    of_object.sort_by_key(|pod| (pod.creation_timestamp(), pod.name_any()));
     let (pods, inspection_pods) =
         of_object.into_iter().partition(|pod| pod.labels().get(NAME_LABEL).is_some_and(|it| it == INFERENCE));
     let resources = &object.spec.resources;
@@ -78,6 +83,13 @@ pub fn dereference(object: &ModelDeployment, context: &Context) -> Dereferenced 
 }
 
 impl Dereferenced {
+    /// The engine settings that pods of whatever revision mount, or that the Deployment as it is would give to new ones.
+    pub fn settings_in_use(&self) -> BTreeMap<String, String> {
+        let Some(live) = &self.config_map else { return BTreeMap::new() };
+        let template = self.deployment.iter().filter_map(|it| it.spec.as_ref()?.template.spec.as_ref());
+        config_map::in_use(live, self.pods.iter().filter_map(|pod| pod.spec.as_ref()).chain(template))
+    }
+
     /// What the pods' observation is made from. `current` is the Deployment as it is after it was applied, and the wanted
     /// revision; without it, what the store has and the revision that the Deployment's pods have.
     pub fn seen(&self, current: Option<(&Deployment, &str)>) -> Seen {
@@ -128,8 +140,26 @@ fn addresses(seen: &Seen, port: u16) -> Vec<(String, SocketAddr)> {
 }
 
 async fn ask(http: &reqwest::Client, address: SocketAddr) -> Option<StartupProgress> {
-    let answer = http.get(format!("http://{address}/startup")).send().await.ok()?;
-    let Startup { phase, bytes_done, bytes_total } = answer.error_for_status().ok()?.json().await.ok()?;
+    let mut answer = http.get(format!("http://{address}/startup")).send().await.ok()?;
+    if answer.status() != reqwest::StatusCode::OK {
+        return None;
+    }
+    // A pod may run an image of anyone's: no more is read, and nothing goes into a status, than an engine of ours says.
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.ok()? {
+        if body.len() + chunk.len() > LONGEST_STARTUP {
+            return None;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    progress(&body)
+}
+
+fn progress(body: &[u8]) -> Option<StartupProgress> {
+    let Startup { phase, bytes_done, bytes_total } = serde_json::from_slice(body).ok()?;
+    if !observe::PHASES.contains(&phase.as_str()) {
+        return None;
+    }
     let percent = match (bytes_done, bytes_total) {
         (Some(done), Some(total)) if total > 0 => {
             u8::try_from((u128::from(done) * 100 / u128::from(total)).min(100)).ok()
@@ -137,4 +167,24 @@ async fn ask(http: &reqwest::Client, address: SocketAddr) -> Option<StartupProgr
         _ => None,
     };
     Some(StartupProgress { phase, bytes_done, bytes_total, percent })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_an_engine_says_becomes_progress() {
+        let done = progress(br#"{"phase": "Loading", "bytesDone": 3, "bytesTotal": 4}"#).unwrap();
+        assert_eq!((done.phase.as_str(), done.percent), ("Loading", Some(75)));
+        assert_eq!(
+            progress(br#"{"phase": "Loading", "bytesDone": 9, "bytesTotal": 4}"#).unwrap().percent,
+            Some(100)
+        );
+        for strange in
+            [&br#"{"phase": "<script>"}"#[..], b"", b"{}", br#"{"phase": "Loading", "bytesDone": -1}"#]
+        {
+            assert_eq!(progress(strange), None);
+        }
+    }
 }

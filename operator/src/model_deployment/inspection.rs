@@ -105,14 +105,14 @@ async fn by_job(
         message,
         retry: WHILE_INSPECTING,
     };
-    let key = inspect_job::inputs(validated);
+    let wanted = inspect_job::inspect_job(validated);
     let Some(job) = &found.job else {
-        let job = inspect_job::inspect_job(validated, &key);
+        let job = wanted;
         context.model_deployments.apply(None, &job).await?;
         return Err(waiting(format!("Job {} looks at the model", job.name_any())));
     };
-    if job.annotations().get(INPUTS_ANNOTATION) != Some(&key) {
-        // It looked at what an earlier spec named. Its deletion is watched, and a new one made then.
+    if job.annotations().get(INPUTS_ANNOTATION) != wanted.annotations().get(INPUTS_ANNOTATION) {
+        // It was made from an earlier spec. Its deletion is watched, and a new one made then.
         context.model_deployments.delete(&**job).await?;
         return Err(waiting(format!("Job {} of an earlier spec is being removed", job.name_any())));
     }

@@ -50,7 +50,7 @@ pub async fn reconcile(
     }
     let found = dereference::dereference(&object, &context);
     let mut plan = None;
-    let outcome = converge(&object, &context, &found, &mut plan).await;
+    let outcome = Box::pin(converge(&object, &context, &found, &mut plan)).await;
     let observation = match &outcome {
         Ok(observation) => observation.clone(),
         // What runs still runs, whatever is wrong with the new spec.
@@ -77,22 +77,24 @@ async fn converge(
     plan: &mut Option<ModelPlan>,
 ) -> Result<Observation, Error> {
     let validated = validate::validate(object, &context.settings)?;
-    let budget = plan::memory_budget(&validated, &found.nodes)?;
-    let inputs = plan::inputs(&validated, budget);
+    let budget = plan::memory_budget(&validated, &found.nodes);
     let known = object.status.as_ref().and_then(|status| status.plan.as_ref());
-    let current = match known.filter(|known| known.inputs == inputs) {
+    let held = known.filter(|known| plan::holds(known, &validated, budget.as_ref().ok().copied()));
+    let current = match held {
         Some(known) => known.clone(),
         None => {
+            let budget = budget?;
+            let inputs = plan::inputs(&validated, budget);
             let inspected = inspection::inspect(object, &validated, &inputs, known, context, found).await?;
             plan::make(&validated, &inputs, budget, &inspected)?
         }
     };
     *plan = Some(current.clone());
     plan::require_fit(&current)?;
-    let children = build::build(&validated, &current, &context.settings);
+    let children = build::build(&validated, &current, &found.settings_in_use(), &context.settings);
     let deployment = apply::apply(&children, found, &context.model_deployments).await?;
     // The plan may not be in the status yet; the Job is its only other source.
-    if known.is_some_and(|known| known.inputs == inputs) {
+    if held.is_some() {
         apply::clean_up(found, &context.model_deployments).await?;
     }
     let mut seen = found.seen(Some((&deployment, &children.revision)));

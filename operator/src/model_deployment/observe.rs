@@ -14,6 +14,9 @@ use kube::ResourceExt;
 use super::plan::stalled_reason;
 use crate::conditions::Verdict;
 
+/// What an engine goes through while it starts, in this order.
+pub const PHASES: [&str; 4] = ["Fetching", "SizingCache", "Loading", "WarmingUp"];
+
 /// What an observation is made from.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
@@ -259,10 +262,7 @@ fn selector(labels: &BTreeMap<String, String>) -> Option<String> {
 }
 
 fn phase_order(phase: &str) -> usize {
-    ["Fetching", "Loading", "WarmingUp", "SizingCache"]
-        .iter()
-        .position(|it| *it == phase)
-        .unwrap_or(usize::MAX)
+    PHASES.iter().position(|it| *it == phase).unwrap_or(usize::MAX)
 }
 
 /// A start's progress, for the `Ready` message.

@@ -57,12 +57,29 @@ fn smallest_gpu(nodes: &[BTreeMap<String, String>], selector: &BTreeMap<String, 
         .map(|mebibytes| mebibytes.saturating_mul(1 << 20))
 }
 
-/// Hash of all that a plan is made from, in two parts joined by a dot: where the model comes from, and the rest. While the
-/// first part stays the same, a moving revision stays where it was.
+/// Hash of all that a plan is made from, in three parts joined by dots: where the model comes from, the rest of the spec,
+/// and the memory. While the first part stays the same, a moving revision stays where it was.
 pub fn inputs(validated: &ValidatedModelDeployment, budget: u64) -> String {
+    format!("{}{}", of_spec(validated), short_hash(&budget.to_string()))
+}
+
+/// Whether a plan is still the one to go by. Where the memory is that of nodes' GPUs, a plan that fits stays while the spec
+/// does: nodes come and go (and their labels, while the feature discovery restarts), and none of that may stall, or roll,
+/// what serves. A pod that lands on a GPU too small for it says so itself.
+pub fn holds(known: &ModelPlan, validated: &ValidatedModelDeployment, budget: Option<u64>) -> bool {
+    let resources = &validated.resources;
+    let of_nodes = resources.gpus > 0 && resources.gpu_memory_bytes.is_none();
+    budget.is_some_and(|budget| known.inputs == inputs(validated, budget))
+        || (of_nodes && known.fits && known.inputs.starts_with(&of_spec(validated)))
+}
+
+/// The first two parts of [`inputs`], each with its dot.
+fn of_spec(validated: &ValidatedModelDeployment) -> String {
     let engine = &validated.engine;
     let rest = format!(
-        "{FORMAT} {budget} {:?} {:?} {:?} {} {} {}",
+        "{FORMAT} {} {:?} {:?} {:?} {:?} {} {} {}",
+        engine.utilization,
+        validated.placement.node_selector,
         engine.device,
         engine.dtype,
         engine.max_model_len,
@@ -70,11 +87,11 @@ pub fn inputs(validated: &ValidatedModelDeployment, budget: u64) -> String {
         engine.max_batched_tokens,
         engine.block_tokens
     );
-    format!("{}.{}", source_key(&validated.source), short_hash(&rest))
+    format!("{}.{}.", source_key(&validated.source), short_hash(&rest))
 }
 
 /// The first part of [`inputs`].
-pub fn source_key(source: &SourceUri) -> String {
+fn source_key(source: &SourceUri) -> String {
     short_hash(&format!("{FORMAT} {source:?}"))
 }
 

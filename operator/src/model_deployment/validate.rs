@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::quantity;
 
 /// Share of the memory that is used where the spec names none.
-const UTILIZATION: f64 = 0.90;
+const UTILIZATION: f64 = fairlead_inference_config::DEFAULT_GPU_MEMORY_UTILIZATION;
 /// Engine memory where the spec names none.
 const MEMORY: &str = "2Gi";
 /// Time to finish streams where the spec names none.
@@ -72,7 +72,7 @@ pub struct Engine {
     pub max_batched_tokens: u32,
     /// Share of the memory that may be used.
     pub utilization: f64,
-    /// Whether the share, or the memory it is of, was chosen in the spec.
+    /// Whether a GPU's memory is told in the spec.
     pub memory_is_explicit: bool,
     /// Tokens in a KV block.
     pub block_tokens: u32,
@@ -277,7 +277,7 @@ fn validate_engine(
         max_sequences: max_sequences.unwrap_or(sequences),
         max_batched_tokens: max_batched_tokens.unwrap_or(batched_tokens),
         utilization,
-        memory_is_explicit: gpu_memory_utilization.is_some() || resources.gpu_memory_bytes.is_some(),
+        memory_is_explicit: resources.gpu_memory_bytes.is_some(),
         block_tokens,
     })
 }

@@ -1,18 +1,23 @@
 //! The engine's settings, as the ConfigMap `NAME-config`.
+//!
+//! It has one key for each content, and pods mount the key of their own revision: whatever happens to the spec while an
+//! older pod still runs, a container of it that restarts reads what it read before, and a new pod never reads old settings
+//! from a cache. [`CONFIG_KEY`] repeats the newest, for people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use fairlead_crds::model_deployment::ModelPlan;
 use fairlead_fetch::SourceUri;
 use fairlead_inference_config::{Device, Dtype, EngineConfig, InferenceConfig, ModelConfig, ServerConfig};
 use fairlead_model::{DeviceKind, RunDtype};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 
 use super::{metadata, pod};
+use crate::model_deployment::plan::short_hash;
 use crate::model_deployment::validate::{Engine, ValidatedModelDeployment};
 
-/// Key of the settings in the ConfigMap, and name of the file in the pod.
+/// Key of the newest settings in the ConfigMap, and name of the file in every pod.
 pub const CONFIG_KEY: &str = "config.json";
 
 /// The settings.
@@ -23,7 +28,7 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
         max_model_len,
         max_sequences,
         max_batched_tokens,
-        utilization: _,
+        utilization,
         memory_is_explicit,
         block_tokens,
     } = &validated.engine;
@@ -35,6 +40,9 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
         }
         source => (pod::model_uri(source), None),
     };
+    // What a GPU has free is best measured on it, and a node that joins must not roll the pods. But where the spec says how
+    // much there is, and on a CPU, where it always does, the plan is kept to.
+    let sized = *device == DeviceKind::Cpu || *memory_is_explicit;
     InferenceConfig {
         served_model_names: vec![validated.name.clone()],
         model: ModelConfig { uri, cache_dir, digest: validated.digest.clone() },
@@ -53,10 +61,8 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
             max_sequences: Some(*max_sequences),
             max_batched_tokens: Some(*max_batched_tokens),
             block_tokens: Some(*block_tokens),
-            // What a GPU has free is best measured on it, and a node that joins must not roll the pods. But where the spec
-            // says how much may be used, and on a CPU, where it always does, the plan is kept to.
-            kv_cache_bytes: (*device == DeviceKind::Cpu || *memory_is_explicit)
-                .then_some(plan.kv_cache_bytes),
+            kv_cache_bytes: sized.then_some(plan.kv_cache_bytes),
+            gpu_memory_utilization: (!sized).then_some(*utilization),
             threads: None,
         },
         server: ServerConfig {
@@ -72,13 +78,39 @@ fn drain_seconds(grace_seconds: i64) -> u64 {
     grace.saturating_sub(10).max(grace / 2)
 }
 
-/// The ConfigMap.
-pub fn config_map(validated: &ValidatedModelDeployment, config: InferenceConfig) -> ConfigMap {
+/// The key that pods with these settings mount.
+pub fn key(config: &InferenceConfig) -> String {
+    format!("config-{}.json", short_hash(&json(config)))
+}
+
+/// The ConfigMap. `kept` are the settings of other revisions whose pods may still start.
+pub fn config_map(
+    validated: &ValidatedModelDeployment,
+    config: &InferenceConfig,
+    kept: &BTreeMap<String, String>,
+) -> ConfigMap {
+    let mut data = kept.clone();
+    data.insert(key(config), json(config));
+    data.insert(CONFIG_KEY.to_owned(), json(config));
     ConfigMap {
         metadata: metadata(validated, format!("{}-config", validated.name)),
-        data: Some(BTreeMap::from([(CONFIG_KEY.to_owned(), json(&config))])),
+        data: Some(data),
         ..ConfigMap::default()
     }
+}
+
+/// The settings in `live` that these pods, of whatever revision, mount.
+pub fn in_use<'a>(live: &ConfigMap, pods: impl Iterator<Item = &'a PodSpec>) -> BTreeMap<String, String> {
+    let used: BTreeSet<&str> = pods.filter_map(mounted).collect();
+    let data = live.data.iter().flatten();
+    data.filter(|(key, _)| used.contains(key.as_str()))
+        .map(|(key, text)| (key.clone(), text.clone()))
+        .collect()
+}
+
+fn mounted(pod: &PodSpec) -> Option<&str> {
+    let volume = pod.volumes.iter().flatten().find(|volume| volume.name == pod::CONFIG_VOLUME)?;
+    Some(&volume.config_map.as_ref()?.items.as_ref()?.first()?.key)
 }
 
 /// The settings as text. Plain data always has one.

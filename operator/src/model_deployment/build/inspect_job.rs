@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::pod::{MODELS_DIR, base, copy_containers, model_uri, model_volumes, mount, restricted, scratch};
 use super::{INSTANCE_LABEL, MANAGED_BY_LABEL, NAME_LABEL};
-use crate::model_deployment::plan::{short_hash, source_key};
+use crate::model_deployment::plan::short_hash;
 use crate::model_deployment::validate::ValidatedModelDeployment;
 
 /// Annotation of the Job: hash of what it looks at. A Job of another hash is of an earlier spec.
@@ -21,13 +21,21 @@ const INSPECTION: &str = "fairlead-inspection";
 /// Where the container leaves what it finds.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// The Job's hash: where the model comes from, and with what it is looked at.
-pub fn inputs(validated: &ValidatedModelDeployment) -> String {
-    short_hash(&format!("{} {}", source_key(&validated.source), validated.pod.image))
+/// The Job's hash: all that its pod is made from, so that a pull secret or a toleration that was missing makes a new one.
+pub fn inputs(job: &Job) -> String {
+    // Plain data always has a JSON form.
+    short_hash(&serde_json::to_string(&job.spec).unwrap_or_default())
 }
 
 /// The Job.
-pub fn inspect_job(validated: &ValidatedModelDeployment, inputs: &str) -> Job {
+pub fn inspect_job(validated: &ValidatedModelDeployment) -> Job {
+    let mut job = without_inputs(validated);
+    let inputs = inputs(&job);
+    job.metadata.annotations = Some(BTreeMap::from([(INPUTS_ANNOTATION.to_owned(), inputs)]));
+    job
+}
+
+fn without_inputs(validated: &ValidatedModelDeployment) -> Job {
     let labels = BTreeMap::from([
         (NAME_LABEL.to_owned(), INSPECTION.to_owned()),
         (INSTANCE_LABEL.to_owned(), validated.name.clone()),
@@ -50,7 +58,6 @@ pub fn inspect_job(validated: &ValidatedModelDeployment, inputs: &str) -> Job {
             name: Some(format!("{}-inspect", validated.name)),
             namespace: Some(validated.namespace.clone()),
             labels: Some(labels.clone()),
-            annotations: Some(BTreeMap::from([(INPUTS_ANNOTATION.to_owned(), inputs.to_owned())])),
             owner_references: Some(vec![validated.owner.clone()]),
             ..ObjectMeta::default()
         },

@@ -46,13 +46,18 @@ pub struct Children {
     pub revision: String,
 }
 
-/// Builds them all.
-pub fn build(validated: &ValidatedModelDeployment, plan: &ModelPlan, settings: &Settings) -> Children {
+/// Builds them all. `kept` are settings that pods of other revisions mount.
+pub fn build(
+    validated: &ValidatedModelDeployment,
+    plan: &ModelPlan,
+    kept: &BTreeMap<String, String>,
+    settings: &Settings,
+) -> Children {
     let config = config_map::inference_config(validated, plan);
-    let template = pod::template(validated, settings);
-    let revision = pod::revision(&template, &config);
+    let template = pod::template(validated, &config, settings);
+    let revision = pod::revision(&template);
     Children {
-        config_map: config_map::config_map(validated, config),
+        config_map: config_map::config_map(validated, &config, kept),
         service_account: service_account::service_account(validated),
         service: service::service(validated),
         pod_disruption_budget: pod_disruption_budget::pod_disruption_budget(validated),

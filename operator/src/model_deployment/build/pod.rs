@@ -7,9 +7,9 @@ use fairlead_fetch::SourceUri;
 use fairlead_inference_config::InferenceConfig;
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
-    EnvVarSource, HTTPGetAction, LocalObjectReference, PersistentVolumeClaimVolumeSource, PodSecurityContext,
-    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretKeySelector,
-    SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
+    EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference, PersistentVolumeClaimVolumeSource,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
+    SecretKeySelector, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -26,6 +26,8 @@ use crate::model_deployment::validate::{Pod, Resources, ValidatedModelDeployment
 pub const CONTAINER: &str = "engine";
 /// Where models lie in the pod.
 pub const MODELS_DIR: &str = "/models";
+/// Name of the volume with the engine's settings.
+pub const CONFIG_VOLUME: &str = "config";
 /// Where the engine's settings lie in the pod.
 const CONFIG_DIR: &str = "/etc/fairlead";
 /// Where the program that copies a model out of its image is put.
@@ -40,7 +42,11 @@ const USER: i64 = 65_532;
 const PORT: i32 = 8000;
 
 /// The pod template, but for its revision label.
-pub fn template(validated: &ValidatedModelDeployment, settings: &Settings) -> PodTemplateSpec {
+pub fn template(
+    validated: &ValidatedModelDeployment,
+    config: &InferenceConfig,
+    settings: &Settings,
+) -> PodTemplateSpec {
     let Pod { labels, annotations, env: _, image_pull_secrets: _, priority_class_name, grace_seconds, image } =
         &validated.pod;
     let mut labels = labels.clone();
@@ -52,9 +58,14 @@ pub fn template(validated: &ValidatedModelDeployment, settings: &Settings) -> Po
     ]);
     let mut volumes = model_volumes(&validated.source);
     volumes.push(Volume {
-        name: "config".to_owned(),
+        name: CONFIG_VOLUME.to_owned(),
         config_map: Some(ConfigMapVolumeSource {
             name: format!("{}-config", validated.name),
+            items: Some(vec![KeyToPath {
+                key: config_map::key(config),
+                path: CONFIG_KEY.to_owned(),
+                mode: None,
+            }]),
             ..ConfigMapVolumeSource::default()
         }),
         ..Volume::default()
@@ -79,11 +90,10 @@ pub fn template(validated: &ValidatedModelDeployment, settings: &Settings) -> Po
     }
 }
 
-/// Hash of all that changes what a pod serves: its template and its settings.
-pub fn revision(template: &PodTemplateSpec, config: &InferenceConfig) -> String {
+/// Hash of all that changes what a pod serves: its template, which names its settings by their content.
+pub fn revision(template: &PodTemplateSpec) -> String {
     // Plain data always has a JSON form, with its keys in a fixed order.
-    let template = serde_json::to_string(template).unwrap_or_default();
-    short_hash(&format!("{template}\n{}", config_map::json(config)))
+    short_hash(&serde_json::to_string(template).unwrap_or_default())
 }
 
 /// What every pod of ours has: who it runs as, where, and what it may not do.
@@ -145,7 +155,7 @@ fn engine(validated: &ValidatedModelDeployment, image: &str, settings: &Settings
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         security_context: Some(restricted()),
         volume_mounts: Some(vec![
-            mount("config", CONFIG_DIR, true),
+            mount(CONFIG_VOLUME, CONFIG_DIR, true),
             mount("models", MODELS_DIR, !matches!(validated.source, SourceUri::Hub { .. })),
             mount("tmp", "/tmp", false),
         ]),

@@ -17,7 +17,7 @@ fn children(yaml: &str) -> serde_json::Value {
     let budget = plan::memory_budget(&validated, &nodes).unwrap();
     let inputs = plan::inputs(&validated, budget);
     let plan = plan::make(&validated, &inputs, budget, &inspection(1_235_814_400)).unwrap();
-    let children = build(&validated, &plan, &settings());
+    let children = build(&validated, &plan, &std::collections::BTreeMap::new(), &settings());
     json!({
         "deployment": children.deployment,
         "service": children.service,
@@ -51,7 +51,7 @@ fn from_a_claim() {
 fn inspection_jobs() {
     for (name, yaml) in [("image", IMAGE), ("claim", CLAIM)] {
         let validated = validate::validate(&model_deployment(yaml), &settings()).unwrap();
-        let job = inspect_job::inspect_job(&validated, &inspect_job::inputs(&validated));
+        let job = inspect_job::inspect_job(&validated);
         insta::assert_yaml_snapshot!(format!("inspection_job_{name}"), serde_json::to_value(job).unwrap());
     }
 }

@@ -312,3 +312,140 @@ async fn without_replicas_the_number_is_left_to_others() {
     assert_eq!(cluster.get(OBJECT).unwrap()["status"]["serving"], "0/5");
     assert_eq!(cluster.writes(), [format!("PATCH {OBJECT}/status")]);
 }
+
+const CONFIG: &str = "/api/v1/namespaces/models/configmaps/llama-config";
+const NODE: &str = "/api/v1/nodes/gpu";
+
+#[tokio::test]
+async fn pods_of_an_older_revision_keep_their_settings_while_they_last() {
+    let mut cluster = from_hub("8Gi");
+    step(&mut cluster).await.unwrap();
+    let mounted = |cluster: &Cluster| {
+        let volumes = cluster.get(DEPLOYMENT).unwrap()["spec"]["template"]["spec"]["volumes"].clone();
+        let config = volumes.as_array().unwrap().iter().find(|it| it["name"] == "config").unwrap().clone();
+        assert_eq!(config["configMap"]["items"][0]["path"], "config.json");
+        config["configMap"]["items"][0]["key"].as_str().unwrap().to_owned()
+    };
+    let settings = |cluster: &Cluster, key: &str| cluster.get(CONFIG).unwrap()["data"][key].clone();
+    let old = mounted(&cluster);
+    let old_settings = settings(&cluster, &old);
+    assert_eq!(settings(&cluster, "config.json"), old_settings);
+    pods_become_ready(&cluster);
+    let spec = cluster.get(DEPLOYMENT).unwrap()["spec"]["template"]["spec"].clone();
+    for name in ["x", "y"] {
+        cluster.edit(&POD.replace("llama-x", &format!("llama-{name}")), |it| it["spec"] = spec.clone());
+    }
+    step(&mut cluster).await.unwrap();
+
+    cluster.edit(OBJECT, |it| it["spec"]["engine"]["maxModelLen"] = json!(1024));
+    // Stopped between the two writes, whatever the Deployment still makes finds its settings.
+    cluster.fail_next("PATCH /apis/apps/v1", 503);
+    assert!(step(&mut cluster).await.is_err());
+    assert_eq!((mounted(&cluster), settings(&cluster, &old)), (old.clone(), old_settings.clone()));
+    step(&mut cluster).await.unwrap();
+    let new = mounted(&cluster);
+    assert_ne!(new, old);
+    assert!(settings(&cluster, &new).as_str().unwrap().contains("1024"));
+    assert_eq!(settings(&cluster, "config.json"), settings(&cluster, &new));
+    assert_eq!(settings(&cluster, &old), old_settings, "a container that restarts reads what it read before");
+    cluster.writes();
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+
+    cluster.remove(POD);
+    cluster.remove(&POD.replace("llama-x", "llama-y"));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes()[0], format!("PATCH {CONFIG}"));
+    assert_eq!(cluster.get(CONFIG).unwrap()["data"].as_object().unwrap().len(), 2, "the old ones are gone");
+    cluster.writes();
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_inspection_that_cannot_start_is_made_anew_once_the_spec_is_corrected() {
+    let mut cluster = cluster(&include_str!("fixtures/image.yaml").replace("name: tiny", "name: llama"));
+    step(&mut cluster).await.unwrap();
+    let uid = cluster.get(JOB).unwrap()["metadata"]["uid"].clone();
+    // Its pod can't pull the image, or finds no node: what is missing is added.
+    cluster.edit(OBJECT, |it| {
+        it["spec"]["podTemplate"]["imagePullSecrets"] = json!([{"name": "registry"}]);
+        it["spec"]["placement"]["tolerations"] = json!([{"key": "models", "operator": "Exists"}]);
+    });
+    step(&mut cluster).await.unwrap();
+    assert!(cluster.get(JOB).is_none());
+    step(&mut cluster).await.unwrap();
+    let job = cluster.get(JOB).unwrap();
+    assert_ne!(job["metadata"]["uid"], uid);
+    let pod = &job["spec"]["template"]["spec"];
+    assert_eq!(pod["tolerations"][0]["key"], "models");
+    assert!(pod["imagePullSecrets"].as_array().unwrap().iter().any(|it| it["name"] == "registry"));
+    // What does not concern the Job leaves it alone.
+    cluster.edit(OBJECT, |it| it["spec"]["replicas"] = json!(3));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.get(JOB).unwrap()["metadata"]["uid"], job["metadata"]["uid"]);
+}
+
+#[tokio::test]
+async fn once_somebody_elses_service_is_gone_the_object_heals() {
+    let service = "/api/v1/namespaces/models/services/llama";
+    let mut cluster = from_hub("8Gi");
+    cluster.put(service, json!({"metadata": {"name": "llama", "namespace": "models"}}));
+    let (action, _) = step(&mut cluster).await.unwrap();
+    assert_ne!(action, Action::await_change(), "nobody tells when it goes");
+    cluster.remove(service);
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "RollingOut");
+}
+
+#[tokio::test]
+async fn replicas_that_the_spec_lets_go_of_stay_as_they_are() {
+    let mut cluster = from_hub("8Gi");
+    step(&mut cluster).await.unwrap();
+    cluster.writes();
+    cluster.edit(OBJECT, |it| {
+        it["spec"].as_object_mut().unwrap().remove("replicas");
+    });
+    step(&mut cluster).await.unwrap();
+    let to_deployment: Vec<_> =
+        cluster.writes().into_iter().filter(|write| write.ends_with(DEPLOYMENT)).collect();
+    assert_eq!(to_deployment.len(), 2, "first another manager takes them, then ours lets go");
+    assert_eq!(cluster.get(DEPLOYMENT).unwrap()["spec"]["replicas"], 2);
+    step(&mut cluster).await.unwrap();
+    assert!(!cluster.writes().iter().any(|write| write.ends_with(DEPLOYMENT)));
+}
+
+#[tokio::test]
+async fn nodes_that_come_and_go_do_not_disturb_what_fits() {
+    let node = |mebibytes: u32| {
+        json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "gpu", "labels": {"nvidia.com/gpu.memory": mebibytes.to_string()}}})
+    };
+    let yaml = "apiVersion: fairlead.dev/v1alpha1\nkind: ModelDeployment\nmetadata: {name: llama}\n\
+                spec: {model: {uri: \"hf://org/llama@main\"}, resources: {gpus: 1}}\n";
+    let mut cluster = cluster(yaml);
+    for revision in ["main", "c0ffee"] {
+        cluster.hub_has(&format!("hf://org/llama@{revision}"), Ok(inspection(1_235_814_400)));
+    }
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "Waiting", "no node says what its GPU has");
+    cluster.put(NODE, node(2048));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "DoesNotFit");
+    cluster.edit(NODE, |it| *it = node(81_559));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "RollingOut");
+    cluster.writes();
+    cluster.edit(NODE, |it| *it = node(2048));
+    step(&mut cluster).await.unwrap();
+    cluster.remove(NODE);
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+    // A pod measures its GPU itself.
+    let settings = cluster.get(CONFIG).unwrap()["data"]["config.json"].as_str().unwrap().to_owned();
+    assert!(settings.contains("gpuMemoryUtilization") && !settings.contains("kvCacheBytes"), "{settings}");
+    // But another spec is planned anew.
+    cluster.edit(OBJECT, |it| it["spec"]["engine"] = json!({"maxModelLen": 1024}));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "Waiting");
+}
