@@ -237,7 +237,9 @@ impl Hub {
                 linked.1.or_else(|| header("x-linked-size").and_then(|size| size.parse().ok())),
             );
             if status.is_redirection() {
-                let refused = |what: &str| FetchError::transient(format!("{url} redirects {what}"));
+                // Without the path and query: a content host's are signed.
+                let from = url.origin().ascii_serialization();
+                let refused = |what: &str| FetchError::transient(format!("{from} redirects {what}"));
                 let location = header(LOCATION.as_str()).ok_or_else(|| refused("without saying where"))?;
                 let next = url.join(location).map_err(|_| refused("to what is no URL"))?;
                 if url.scheme() == "https" && next.scheme() != "https" {

@@ -168,3 +168,30 @@ async fn a_file_instead_of_a_folder_is_told() {
     let error = inspect(&file, &scene.client()).await.expect_err("is a file");
     assert!(error.to_string().contains("must name the folder"), "{error}");
 }
+
+#[tokio::test]
+async fn a_redirect_that_leads_nowhere_does_not_tell_the_signature_it_came_with() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        use std::io::{BufRead, BufReader, Write};
+        for mut stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let signed = lines.next().is_some_and(|line| line.contains("/signed"));
+            let _ = lines.find(String::is_empty);
+            let location = if signed {
+                String::new()
+            } else {
+                format!("Location: http://{address}/signed?sig=s3cret\r\n")
+            };
+            let head =
+                format!("HTTP/1.1 302 Found\r\n{location}Content-Length: 0\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes());
+        }
+    });
+    let hub = fairlead_fetch::Hub::new(&format!("http://{address}"), None)
+        .expect("a hub")
+        .with_retry(fairlead_fetch::RetryPolicy::once());
+    let error = inspect(&uri(TINY), &hub).await.expect_err("leads nowhere").to_string();
+    assert!(error.contains("without saying where") && !error.contains("s3cret"), "{error}");
+}
