@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 /// Counts requests in flight and knows whether new ones are taken.
 pub struct Drain {
+    leaving: AtomicBool,
     draining: AtomicBool,
     in_flight: watch::Sender<usize>,
 }
@@ -23,7 +24,11 @@ impl Drop for InFlight {
 impl Drain {
     /// Takes requests.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { draining: AtomicBool::new(false), in_flight: watch::Sender::new(0) })
+        Arc::new(Self {
+            leaving: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            in_flight: watch::Sender::new(0),
+        })
     }
 
     /// Takes a request in; `None` once draining has begun.
@@ -34,8 +39,19 @@ impl Drain {
         (!self.is_draining()).then_some(guard)
     }
 
+    /// Says from now on that requests should go elsewhere; those that come all the same are taken.
+    pub fn announce(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether requests should go elsewhere.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
     /// Takes no new requests from now on.
     pub fn begin(&self) {
+        self.announce();
         self.draining.store(true, Ordering::SeqCst);
     }
 

@@ -53,7 +53,9 @@ pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
         }
     }
 
-    drain(&app, Duration::from_secs(config.server.drain_seconds), &mut signals).await;
+    let (delay, most) = (config.server.drain_delay_seconds, config.server.drain_seconds);
+    announce(&app, Duration::from_secs(delay), &mut signals).await;
+    drain(&app, Duration::from_secs(most), &mut signals).await;
     drop(close);
     let closing = async {
         if let Some(model) = app.model() {
@@ -84,10 +86,23 @@ async fn serve_http(listener: TcpListener, app: Arc<App>, closed: oneshot::Recei
     }
 }
 
+/// Not ready any more, but still answering: load balancers need a moment to learn of it. A second signal cuts it short.
+async fn announce(app: &Arc<App>, delay: Duration, signals: &mut Signals) {
+    app.drain.announce();
+    app.startup.enter(Phase::Draining);
+    if delay.is_zero() {
+        return;
+    }
+    tracing::info!(seconds = delay.as_secs(), "not ready any more, still taking requests");
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        () = signals.next() => {}
+    }
+}
+
 /// Lets what is in flight finish; new requests are refused meanwhile. A second signal cuts it short.
 async fn drain(app: &Arc<App>, most: Duration, signals: &mut Signals) {
     app.drain.begin();
-    app.startup.enter(Phase::Draining);
     let in_flight = app.drain.in_flight();
     tracing::info!(in_flight, seconds = most.as_secs(), "draining");
     tokio::select! {

@@ -88,7 +88,7 @@ impl App {
     /// The model is loaded: requests are answered from now on.
     pub fn ready(&self, model: Model) {
         self.metrics.set_cache(model.engine.capacity());
-        if self.model.set(Arc::new(model)).is_ok() && !self.drain.is_draining() {
+        if self.model.set(Arc::new(model)).is_ok() && !self.drain.is_leaving() {
             self.startup.enter(Phase::Ready);
         }
     }

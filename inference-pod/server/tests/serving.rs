@@ -205,6 +205,17 @@ async fn sigterm_cuts_no_stream() {
     assert_eq!(pod.wait().code(), Some(0));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaving_pod_takes_requests_while_others_learn_of_it() {
+    let mut pod = Pod::start(&["--drain-delay-seconds", "3600"]).await;
+    pod.terminate();
+    pod.until("/readyz", |status, text| status == 503 && text.contains("draining")).await;
+    assert_eq!(pod.ask(CHAT, chat(json!({}))).await.0, 200);
+    // A second signal cuts the wait short.
+    pod.terminate();
+    assert_eq!(pod.wait().code(), Some(0));
+}
+
 #[test]
 fn a_model_that_cannot_be_served_is_named_with_its_reason() {
     let cut = make_model();

@@ -27,7 +27,7 @@ pub async fn healthz(State(app): State<Arc<App>>) -> Response {
 /// 200 only while new requests are taken.
 pub async fn readyz(State(app): State<Arc<App>>) -> Response {
     let report = app.startup.report();
-    let reason = if app.drain.is_draining() {
+    let reason = if app.drain.is_leaving() {
         "draining".to_owned()
     } else if let Some(reason) = app.model().and_then(|model| model.engine.dead()) {
         format!("the engine has stopped: {reason}")
