@@ -56,7 +56,7 @@ fn reference() -> String {
         (headers::ENDPOINT, "Address of the pod that answered"),
         (
             headers::REVISION,
-            "Revision of the ModelDeployment; absent while several revisions serve side by side",
+            "Revision of the ModelDeployment that answered, as the pod says",
         ),
     ] {
         writeln!(text, "| `{name}` | {meaning} |").expect("written");

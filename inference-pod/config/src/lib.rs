@@ -116,6 +116,10 @@ pub struct ServerConfig {
     pub drain_delay_seconds: u64,
     /// After that: seconds until streams that have not finished are cut.
     pub drain_seconds: u64,
+    /// Revision of the ModelDeployment, sent with every answer. The operator hands it over in the environment
+    /// (`FAIRLEAD_REVISION`): it is a hash that covers this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
 }
 
 impl Default for ServerConfig {
@@ -125,6 +129,7 @@ impl Default for ServerConfig {
             max_queued_requests: 1024,
             drain_delay_seconds: 0,
             drain_seconds: 290,
+            revision: None,
         }
     }
 }

@@ -95,6 +95,9 @@ pub struct ServeArgs {
     /// Seconds after that until streams that have not finished are cut.
     #[arg(long)]
     pub drain_seconds: Option<u64>,
+    /// Sent with every answer as x-fairlead-revision.
+    #[arg(long, env = "FAIRLEAD_REVISION")]
+    pub revision: Option<String>,
     /// Folder that fetched models are kept in.
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
@@ -157,6 +160,7 @@ impl ServeArgs {
             max_queued_requests,
             drain_delay_seconds,
             drain_seconds,
+            revision,
             cache_dir,
             digest,
         } = self;
@@ -184,6 +188,8 @@ impl ServeArgs {
         set(&mut merged.server.max_queued_requests, max_queued_requests);
         set(&mut merged.server.drain_delay_seconds, drain_delay_seconds);
         set(&mut merged.server.drain_seconds, drain_seconds);
+        let revision = revision.filter(|revision| !revision.is_empty());
+        merged.server.revision = revision.or(merged.server.revision);
         merged.model.cache_dir = cache_dir.or(merged.model.cache_dir);
         merged.model.digest = digest.or(merged.model.digest);
         if !served_model_name.is_empty() {

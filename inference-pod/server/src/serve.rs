@@ -24,7 +24,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// [`FatalError`] when the pod cannot become ready.
 pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     let mut signals = Signals::new()?;
-    let app = App::new(config.served_model_names.clone());
+    let app = App::new(config.served_model_names.clone(), config.server.revision.as_deref());
     let listen = &config.server.listen;
     let listener = TcpListener::bind(listen)
         .await

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::http::HeaderValue;
 use fairlead_engine::engine::EngineHandle;
 use fairlead_model::GenerationDefaults;
 use fairlead_openai::ApiError;
@@ -32,6 +33,8 @@ pub struct Model {
 pub struct App {
     /// Names the pod answers to; the first is the one it lists first.
     pub served_names: Vec<String>,
+    /// Revision of the ModelDeployment that this pod serves, where it was told.
+    pub revision: Option<HeaderValue>,
     /// Unix seconds of the process's start.
     pub created: u64,
     /// The way to being ready.
@@ -72,7 +75,7 @@ impl Model {
 
 impl App {
     /// A process that has just started.
-    pub fn new(served_names: Vec<String>) -> Arc<Self> {
+    pub fn new(served_names: Vec<String>, revision: Option<&str>) -> Arc<Self> {
         let metrics = Metrics::new(served_names.first().map_or("", String::as_str));
         Arc::new(Self {
             created: unix_seconds(),
@@ -80,6 +83,7 @@ impl App {
             drain: Drain::new(),
             metrics,
             served_names,
+            revision: revision.and_then(|revision| HeaderValue::from_str(revision).ok()),
             model: OnceLock::new(),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
         })

@@ -207,10 +207,14 @@ async fn sigterm_cuts_no_stream() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leaving_pod_takes_requests_while_others_learn_of_it() {
-    let mut pod = Pod::start(&["--drain-delay-seconds", "3600"]).await;
+    let mut pod = Pod::start(&["--drain-delay-seconds", "3600", "--revision", "abc"]).await;
     pod.terminate();
     pod.until("/readyz", |status, text| status == 503 && text.contains("draining")).await;
-    assert_eq!(pod.ask(CHAT, chat(json!({}))).await.0, 200);
+    let answer = pod.post(CHAT, &chat(json!({}))).send().await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["x-fairlead-revision"].as_bytes()),
+        (200, &b"abc"[..])
+    );
     // A second signal cuts the wait short.
     pod.terminate();
     assert_eq!(pod.wait().code(), Some(0));

@@ -6,6 +6,7 @@ mod errors;
 mod health;
 mod models;
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -32,8 +34,12 @@ const BODY_TIME: Duration = Duration::from_secs(60);
 /// A gateway's name for the model, echoed instead of the one in the body.
 const PUBLIC_MODEL: HeaderName = HeaderName::from_static("x-fairlead-model");
 
+/// Which revision of the model answered. During a roll-out the pods alone know.
+const REVISION: HeaderName = HeaderName::from_static("x-fairlead-revision");
+
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
+    let revision = app.revision.clone();
     Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
@@ -45,6 +51,12 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(health::metrics))
         .fallback(errors::not_found)
         .method_not_allowed_fallback(errors::method_not_allowed)
+        .layer(map_response(move |mut response: Response| {
+            if let Some(revision) = &revision {
+                response.headers_mut().insert(REVISION, revision.clone());
+            }
+            ready(response)
+        }))
         .with_state(app)
 }
 

@@ -66,10 +66,16 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
             threads: None,
         },
         server: ServerConfig {
+            drain_delay_seconds: drain_delay_seconds(validated.pod.grace_seconds),
             drain_seconds: drain_seconds(validated.pod.grace_seconds),
             ..ServerConfig::default()
         },
     }
+}
+
+/// What gateways and load balancers need to learn that a pod is leaving; out of what [`drain_seconds`] leaves.
+fn drain_delay_seconds(grace_seconds: i64) -> u64 {
+    (u64::try_from(grace_seconds).unwrap_or_default() / 4).min(3)
 }
 
 /// A little less than the time that Kubernetes gives the pod, so that it can end by itself.

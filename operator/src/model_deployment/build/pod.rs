@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use fairlead_crds::{HTTP_PORT_NAME, MODEL_DEPLOYMENT_LABEL};
+use fairlead_crds::{HTTP_PORT_NAME, MODEL_DEPLOYMENT_LABEL, REVISION_LABEL};
 use fairlead_fetch::SourceUri;
 use fairlead_inference_config::InferenceConfig;
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
-    EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference, PersistentVolumeClaimVolumeSource,
-    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
-    SecretKeySelector, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
+    EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector,
+    PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext, TopologySpreadConstraint,
+    Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -164,7 +165,18 @@ fn engine(validated: &ValidatedModelDeployment, image: &str, settings: &Settings
 }
 
 fn environment(validated: &ValidatedModelDeployment, settings: &Settings) -> Option<Vec<EnvVar>> {
-    let mut env = Vec::new();
+    // Through the label, since the revision is a hash of this template.
+    let mut env = vec![EnvVar {
+        name: "FAIRLEAD_REVISION".to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                api_version: Some("v1".to_owned()),
+                field_path: format!("metadata.labels['{REVISION_LABEL}']"),
+            }),
+            ..EnvVarSource::default()
+        }),
+    }];
     if matches!(validated.source, SourceUri::Hub { .. }) {
         env.push(EnvVar {
             name: "HF_ENDPOINT".to_owned(),
