@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(300);
@@ -34,9 +34,42 @@ fn delay(failures: u32, jitter: f64) -> Duration {
     (FIRST * 2_u32.pow(doublings)).min(LONGEST).mul_f64(jitter)
 }
 
+/// How long nobody is asked again for what has just failed, whatever wakes the controller.
+const PAUSE: Duration = Duration::from_secs(3);
+
+/// What has just failed, with what was said of it.
+#[derive(Debug, Default)]
+pub struct Pauses {
+    until: Mutex<HashMap<String, (Instant, String)>>,
+}
+
+impl Pauses {
+    /// Notes a failure.
+    pub fn begin(&self, key: String, message: String, now: Instant) {
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.retain(|_, (until, _)| *until > now);
+        until.insert(key, (now + PAUSE, message));
+    }
+
+    /// What was said, while the pause lasts.
+    pub fn message(&self, key: &str, now: Instant) -> Option<String> {
+        let paused = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        paused.get(key).filter(|(until, _)| *until > now).map(|(_, message)| message.clone())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_repeats_what_was_said_and_ends() {
+        let (pauses, now) = (Pauses::default(), Instant::now());
+        pauses.begin("a".to_owned(), "no answer".to_owned(), now);
+        assert_eq!(pauses.message("a", now).as_deref(), Some("no answer"));
+        assert_eq!(pauses.message("b", now), None);
+        assert_eq!(pauses.message("a", now + PAUSE), None);
+    }
 
     #[test]
     fn delays_double_up_to_a_limit() {

@@ -6,7 +6,7 @@ use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 
 use crate::apply::Applier;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Pauses};
 use crate::config::Settings;
 use crate::inspector::Inspector;
 use crate::metrics::{Kind, Metrics};
@@ -34,6 +34,8 @@ pub struct Context {
     pub http: reqwest::Client,
     /// Delays after failures.
     pub backoff: Backoff,
+    /// Models that their hub is not asked for again yet.
+    pub hub_pauses: Pauses,
 }
 
 impl Context {
@@ -69,6 +71,7 @@ impl Context {
             inspector,
             http,
             backoff: Backoff::default(),
+            hub_pauses: Pauses::default(),
         }
     }
 }

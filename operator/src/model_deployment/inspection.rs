@@ -56,6 +56,12 @@ pub async fn inspect(
 }
 
 async fn at_hub(model: HubModel, context: &Context) -> Result<Inspection, Error> {
+    let key = model.source.to_string();
+    // Writing a failure into the status wakes the controller at once; where each answer has other words, that would go in
+    // circles as fast as the hub answers.
+    if let Some(message) = context.hub_pauses.message(&key, Instant::now()) {
+        return Err(Error::Transient(message));
+    }
     let begun = Instant::now();
     let result = context.inspector.inspect(model).await;
     context.metrics.inspected(begun);
@@ -63,7 +69,10 @@ async fn at_hub(model: HubModel, context: &Context) -> Result<Inspection, Error>
         InspectError::Model { reason, message } => {
             Error::Invalid { reason: plan::stalled_reason(reason), message, retry: Some(LOOK_AGAIN) }
         }
-        InspectError::Unreachable(message) => Error::Transient(message),
+        InspectError::Unreachable(message) => {
+            context.hub_pauses.begin(key, message.clone(), Instant::now());
+            Error::Transient(message)
+        }
     })
 }
 

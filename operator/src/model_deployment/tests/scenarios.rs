@@ -449,3 +449,14 @@ async fn nodes_that_come_and_go_do_not_disturb_what_fits() {
     step(&mut cluster).await.unwrap();
     assert_eq!(ready(&cluster).1, "Waiting");
 }
+
+#[tokio::test]
+async fn a_hub_that_fails_in_other_words_each_time_is_not_asked_in_circles() {
+    let mut cluster = from_hub("8Gi");
+    for (attempt, asked) in [(1, 1), (2, 0), (3, 0)] {
+        let error = InspectError::Unreachable(format!("no answer, request {attempt}"));
+        cluster.hub_has("hf://org/llama@main", Err(error));
+        assert!(step(&mut cluster).await.is_err());
+        assert_eq!((cluster.hub_was_asked().len(), cluster.writes().len()), (asked, asked));
+    }
+}
