@@ -54,10 +54,7 @@ fn reference() -> String {
             "The backend that the weights had chosen, when it had no endpoint and another one answered",
         ),
         (headers::ENDPOINT, "Address of the pod that answered"),
-        (
-            headers::REVISION,
-            "Revision of the ModelDeployment that answered, as the pod says",
-        ),
+        (headers::REVISION, "Revision of the ModelDeployment that answered, as the pod says"),
     ] {
         writeln!(text, "| `{name}` | {meaning} |").expect("written");
     }
