@@ -48,7 +48,7 @@ e2e-tool: setup
 
 verify: setup ## Format, lints, generated files up to date
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --quiet -- --deny warnings
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 
 generate: setup ## Write the CRD YAML and the API reference from the types
 	$(CARGO) run --quiet --package fairlead-crds --bin fairlead-crdgen

@@ -30,7 +30,7 @@ libtorch() {
   say "Downloading libtorch 2.11.0 (about 550 MB)"
   rm -rf "$FAIRLEAD_TORCH_SITE.partial"
   # shellcheck disable=SC2086  # one command for all: pip replaces a shared folder when asked twice
-  python3 -m pip install --quiet --no-deps --target "$FAIRLEAD_TORCH_SITE.partial" $want
+  python3 -m pip install --quiet --root-user-action=ignore --no-deps --target "$FAIRLEAD_TORCH_SITE.partial" $want
   touch "$FAIRLEAD_TORCH_SITE.partial/.complete"
   rm -rf "$FAIRLEAD_TORCH_SITE"
   mv "$FAIRLEAD_TORCH_SITE.partial" "$FAIRLEAD_TORCH_SITE"
