@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a build needs and this machine lacks. Safe to repeat; a second run takes about a second.
-#   scripts/setup.sh build     compilers and libtorch
-#   scripts/setup.sh python    the virtual environment of the scripts and of the SDK tests
+#   scripts/setup.sh build                       compilers and libtorch
+#   scripts/setup.sh python REQUIREMENTS NAME    a virtual environment with these requirements; prints its path
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # shellcheck source=scripts/env.sh
@@ -22,7 +22,7 @@ debian_packages() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# Three wheels hold every library that a CPU build links and runs with; docs/adr/0002-libtorch.md says why these.
+# Three wheels hold every library that a CPU build links and runs with; docs/adr/0002-libtorch-2-11.md says why these.
 libtorch() {
   local want="torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85"
   [ "$LIBTORCH" = "$FAIRLEAD_TORCH_SITE/torch" ] || { [ -d "$LIBTORCH" ] || die "LIBTORCH is set to $LIBTORCH, which is not a folder."; return; }
