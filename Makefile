@@ -38,6 +38,7 @@ can-run:
 	  [ "$$(uname -s)" = Linux ] || { echo "error: the local cluster needs Linux; set KUBECONFIG to use another cluster" >&2; exit 1; }
 	  [ "$$(id -u)" -eq 0 ] || { echo "error: the local cluster needs root; run as root, or set KUBECONFIG to use another cluster" >&2; exit 1; }
 	fi
+	command -v go >/dev/null || { echo "error: go is missing: the cluster's programs and kubectl are built with it; install Go 1.26 or newer" >&2; exit 1; }
 
 setup:
 	scripts/setup.sh build
@@ -46,11 +47,11 @@ setup:
 e2e-tool: setup
 	$(CARGO) build --release --package fairlead-e2e --bins
 
-verify: setup ## Format, lints, generated files up to date
+verify: setup ## Format and lints (a test says when generated files are stale)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 
-generate: setup ## Write the CRD YAML and the API reference from the types
+generate: setup ## Write the CRD YAML and docs/reference/api.md from the types
 	$(CARGO) run --quiet --package fairlead-crds --bin fairlead-crdgen
 
 cluster-up: e2e-tool ## Start the local cluster (a second call repairs what has died)

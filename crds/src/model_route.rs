@@ -122,7 +122,7 @@ pub struct ModelRouteStatus {
     /// The model name that this route answers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Where requests go now, in percent, backends that take any.
+    /// Where requests go by the spec's weights, in percent, backends that take any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["backend"]))]
     pub effective_split: Vec<SplitShare>,

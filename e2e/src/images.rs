@@ -67,6 +67,13 @@ impl Target {
     }
 }
 
+impl Target {
+    /// A manifest that names our images where they are on this machine, made to name them where the cluster finds them.
+    pub fn localized(&self, manifest: &str) -> String {
+        manifest.replace(&format!("{LOCAL_REGISTRY}/fairlead-"), &format!("{}/fairlead-", self.registry()))
+    }
+}
+
 /// Builds every image from the programs in `programs` and gets them into the cluster.
 pub fn build_and_load(paths: &Paths, programs: &Path) -> Result<()> {
     let target = Target::find()?;

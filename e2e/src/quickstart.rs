@@ -6,15 +6,15 @@
 pub mod chat;
 pub mod progress_of;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::cluster::{self, PortForward};
-use crate::images::{self, model};
+use crate::images::{self, Target, model};
 use crate::install;
-use crate::local::layout::text;
 use crate::local::{lock, preflight, status, up};
 use crate::paths::{Paths, foreign_kubeconfig};
 use crate::progress::{human, say};
@@ -100,10 +100,13 @@ pub async fn run(paths: &Paths, programs: PathBuf) -> Result<()> {
     let begin = Instant::now();
     let example = paths.root.join(EXAMPLE);
     say(&format!("\n$ kubectl apply -f {EXAMPLE}/"));
-    let applied = shell::output(&mut status::kubectl(
-        paths,
-        &["--namespace", NAMESPACE, "apply", "-f", &text(&example)],
-    ))?;
+    let mut applied = String::new();
+    for file in manifests(&example)? {
+        let manifest = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        let manifest = Target::find()?.localized(&manifest);
+        let mut apply = status::kubectl(paths, &["--namespace", NAMESPACE, "apply", "-f", "-"]);
+        applied += &shell::output_with_input(&mut apply, &manifest)?;
+    }
     say(applied.trim_end());
     let client = cluster::client(&paths.kubeconfig()).await?;
     for file in manifests(&example)? {
@@ -126,7 +129,7 @@ pub async fn run(paths: &Paths, programs: PathBuf) -> Result<()> {
 
 /// The objects that the example's manifests describe, one a file.
 fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())

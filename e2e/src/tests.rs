@@ -3,6 +3,7 @@
 //! Owns: the model hub that the tests fetch from, calling cargo, and keeping what is needed to understand a failure. Must
 //! not: contain a test; they are in e2e/tests. Called by the binary's `test`.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -12,9 +13,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 
 use crate::cluster;
-use crate::images::{self, model};
+use crate::images::{self, Target, model};
 use crate::install;
-use crate::local::layout::text;
 use crate::local::status;
 use crate::paths::Paths;
 use crate::progress::say;
@@ -36,8 +36,10 @@ pub async fn prepare(paths: &Paths, tools: &Tools, programs: &Path) -> Result<()
     })
     .await
     .context("the task that builds the test hub failed")??;
-    let manifest = text(&paths.root.join(HUB_MANIFEST));
-    shell::output(&mut status::kubectl(paths, &["apply", "-f", &manifest]))?;
+    let file = paths.root.join(HUB_MANIFEST);
+    let manifest = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let manifest = Target::find()?.localized(&manifest);
+    shell::output_with_input(&mut status::kubectl(paths, &["apply", "-f", "-"]), &manifest)?;
     install::install(paths, tools, &[format!("operator.hfEndpoint={HUB_URL}")]).await?;
     let hubs: Api<Deployment> = Api::namespaced(cluster::client(&paths.kubeconfig()).await?, HUB_NAMESPACE);
     cluster::await_condition(&hubs, "hub", cluster::deployment_available, HUB_READY).await
@@ -67,6 +69,7 @@ fn cargo_test(paths: &Paths, target: &str, arguments: &[&str]) -> Result<()> {
         .current_dir(&paths.root)
         .args(["test", "--workspace", "--features", "fairlead-e2e/cluster", "--test", target, "--"])
         .args(arguments)
+        .env("FAIRLEAD_E2E_REGISTRY", Target::find()?.registry())
         .env("FAIRLEAD_E2E_PROGRAM", std::env::current_exe().context("finding this program")?)
         .status()
         .context("cargo cannot be started: is Rust installed?")?;

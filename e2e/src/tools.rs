@@ -68,13 +68,14 @@ pub struct Tools {
 /// Installs and builds what is missing, and links kubectl and helm into the cache's bin folder.
 pub fn ensure(paths: &Paths) -> Result<Tools> {
     let _lock = lock::acquire(&paths.cache.join("tools.lock"))?;
-    debian::ensure()?;
+    debian::ensure(debian::Need::Cluster)?;
     client_tools(paths, true)
 }
 
-/// The same for the programs a cluster that is not ours needs: helm and kubectl alone.
+/// The same for what a cluster that is not ours needs: helm, kubectl and what builds images.
 pub fn ensure_clients(paths: &Paths) -> Result<Tools> {
     let _lock = lock::acquire(&paths.cache.join("tools.lock"))?;
+    debian::ensure(debian::Need::Images)?;
     client_tools(paths, false)
 }
 

@@ -20,9 +20,18 @@ use crate::shell;
 const OTHER_PROGRAMS: [(&str, &str); 3] =
     [("buildah", "buildah"), ("mmdebstrap", "mmdebstrap"), ("curl", "curl")];
 
+/// What the programs are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Building images and asking a question.
+    Images,
+    /// That, and running a cluster here.
+    Cluster,
+}
+
 /// Installs the packages whose programs are missing.
-pub fn ensure() -> Result<()> {
-    let missing = missing();
+pub fn ensure(need: Need) -> Result<()> {
+    let missing = missing(need);
     if missing.is_empty() {
         return Ok(());
     }
@@ -41,14 +50,16 @@ pub fn ensure() -> Result<()> {
 }
 
 /// The packages whose programs are not on this machine.
-fn missing() -> Vec<&'static str> {
+fn missing(need: Need) -> Vec<&'static str> {
+    let cluster = need == Need::Cluster;
     let mut packages: Vec<&str> = PROGRAMS
         .into_iter()
+        .filter(|_| cluster)
         .chain(OTHER_PROGRAMS)
         .filter(|(program, _)| shell::which(program).is_none())
         .map(|(_, package)| package)
         .collect();
-    if !Path::new(CNI_PLUGINS).join("bridge").is_file() {
+    if cluster && !Path::new(CNI_PLUGINS).join("bridge").is_file() {
         packages.push("containernetworking-plugins");
     }
     packages.sort_unstable();

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::kubectl::{get, run};
 use crate::support::{
-    DECIDED, MODEL_IMAGE, SERVED, apply, await_ready, await_reason, in_namespace, kubectl, model_deployment,
+    DECIDED, SERVED, apply, await_ready, await_reason, in_namespace, kubectl, model_deployment, model_image,
 };
 
 /// Applies the object, awaits the reason, and checks that no engine pod was made for it.
@@ -106,7 +106,7 @@ async fn a_node_label_tells_what_a_gpu_holds() -> Result<()> {
 #[tokio::test]
 async fn an_image_without_a_model_is_read_by_a_job_and_refused() -> Result<()> {
     in_namespace(async |namespace| {
-        let object = model_deployment("empty-image", &format!("{MODEL_IMAGE}#/nothing-here"));
+        let object = model_deployment("empty-image", &format!("{}#/nothing-here", model_image()));
         is_refused(&namespace, &object, "ModelNotFound", &["nothing-here"]).await
     })
     .await

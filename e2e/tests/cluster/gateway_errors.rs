@@ -4,14 +4,14 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Gateway, MODEL_IMAGE, SERVED, apply, await_ready, chat, in_namespace, model_deployment, model_route,
+    Gateway, SERVED, apply, await_ready, chat, in_namespace, model_deployment, model_image, model_route,
 };
 
 #[tokio::test]
 async fn bad_requests_get_errors_that_name_the_field() -> Result<()> {
     in_namespace(async |namespace| {
         let model = format!("errors-{namespace}");
-        apply(&namespace, &model_deployment("served", MODEL_IMAGE)).await?;
+        apply(&namespace, &model_deployment("served", &model_image())).await?;
         apply(&namespace, &model_route("route", &model, &[("served", 1)])).await?;
         await_ready(&namespace, "modelroute", "route", SERVED).await?;
         let gateway = Gateway::open().await?;

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::support::kubectl::run;
 use crate::support::{
-    DECIDED, Gateway, MODEL_IMAGE, SERVED, apply, await_ready, await_reason, chat, eventually, in_namespace,
-    kubectl, model_deployment, model_route,
+    DECIDED, Gateway, SERVED, apply, await_ready, await_reason, chat, eventually, in_namespace, kubectl,
+    model_deployment, model_image, model_route,
 };
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn a_missing_backend_is_named_and_heals_when_it_appears() -> Result<()> {
         ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}: {body}");
         ensure!(headers.contains_key("retry-after"), "503 without Retry-After");
 
-        apply(&namespace, &model_deployment("later", MODEL_IMAGE)).await?;
+        apply(&namespace, &model_deployment("later", &model_image())).await?;
         await_ready(&namespace, "modelroute", "route", SERVED).await?;
         gateway.await_answer(&model, SERVED).await?;
 
@@ -78,7 +78,7 @@ async fn a_weight_change_is_in_force_without_a_restart() -> Result<()> {
     in_namespace(async |namespace| {
         let model = format!("split-{namespace}");
         for name in ["one", "two"] {
-            apply(&namespace, &model_deployment(name, MODEL_IMAGE)).await?;
+            apply(&namespace, &model_deployment(name, &model_image())).await?;
         }
         apply(&namespace, &model_route("split", &model, &[("one", 100), ("two", 0)])).await?;
         for name in ["one", "two"] {

@@ -6,14 +6,14 @@ use tokio::process::Command;
 
 use crate::support::kubectl::root;
 use crate::support::{
-    Gateway, MODEL_IMAGE, SERVED, apply, await_ready, in_namespace, model_deployment, model_route,
+    Gateway, SERVED, apply, await_ready, in_namespace, model_deployment, model_image, model_route,
 };
 
 #[tokio::test]
 async fn the_openai_sdk_chats_streams_and_understands_errors() -> Result<()> {
     in_namespace(async |namespace| {
         let model = format!("sdk-{namespace}");
-        apply(&namespace, &model_deployment("sdk", MODEL_IMAGE)).await?;
+        apply(&namespace, &model_deployment("sdk", &model_image())).await?;
         apply(&namespace, &model_route("sdk", &model, &[("sdk", 1)])).await?;
         await_ready(&namespace, "modelroute", "sdk", SERVED).await?;
         let gateway = Gateway::open().await?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::support::{
-    MODEL_IMAGE, SERVED, apply, await_ready, eventually, get, in_namespace, kubectl, model_deployment,
+    SERVED, apply, await_ready, eventually, get, in_namespace, kubectl, model_deployment, model_image,
     model_route,
 };
 
@@ -23,7 +23,7 @@ const KINDS: [(&str, &str); 7] = [
 #[tokio::test]
 async fn an_operator_restart_changes_nothing() -> Result<()> {
     in_namespace(async |namespace| {
-        apply(&namespace, &model_deployment("calm", MODEL_IMAGE)).await?;
+        apply(&namespace, &model_deployment("calm", &model_image())).await?;
         apply(&namespace, &model_route("calm", &format!("calm-{namespace}"), &[("calm", 1)])).await?;
         await_ready(&namespace, "modeldeployment", "calm", SERVED).await?;
         await_ready(&namespace, "modelroute", "calm", SERVED).await?;

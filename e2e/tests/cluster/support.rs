@@ -17,5 +17,13 @@ pub const SERVED: std::time::Duration = std::time::Duration::from_secs(180);
 /// Longest that a decision of the operator may take that needs no pod.
 pub const DECIDED: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// The demo model as an image.
-pub const MODEL_IMAGE: &str = "oci://localhost/fairlead-demo-model:dev";
+/// An image of ours by name, in the registry of the cluster in use; `fairlead-e2e test` names it.
+pub fn image(name: &str) -> String {
+    let registry = std::env::var("FAIRLEAD_E2E_REGISTRY").unwrap_or_else(|_| "localhost".to_owned());
+    format!("{registry}/{name}:dev")
+}
+
+/// The demo model as an image, as `spec.model.uri` names it.
+pub fn model_image() -> String {
+    format!("oci://{}", image("fairlead-demo-model"))
+}
