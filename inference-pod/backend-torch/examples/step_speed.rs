@@ -7,10 +7,12 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadOptions, TorchBackend};
 use fairlead_engine::backend::{Backend, SampleRequest, SequenceStep, StepBatch};
+use fairlead_engine::sampling::SamplingOptions;
 use fairlead_model::RunDtype;
 
 const BLOCK_TOKENS: u32 = 16;
@@ -39,13 +41,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("load     {:>8.2} s", started.elapsed().as_secs_f64());
     backend.warm_up()?;
     for tokens in [32, 128, 512, 1024] {
-        let batch = StepBatch { sequences: vec![sequence((0, 1), 0, tokens)] };
+        let batch = StepBatch::from(vec![sequence((0, 1), 0, tokens)]);
         let seconds = best(&mut backend, &batch)?;
         println!("prefill  {tokens:>5} tokens: {:>8.0} tokens/s", f64::from(tokens) / seconds);
     }
     for (count, context) in [(1, 128), (1, 1000), (4, 128), (16, 128), (16, 1000), (64, 128)] {
-        let sequences = (0..count).map(|id| sequence((id, count), context, 1)).collect();
-        let seconds = best(&mut backend, &StepBatch { sequences })?;
+        let sequences: Vec<_> = (0..count).map(|id| sequence((id, count), context, 1)).collect();
+        let seconds = best(&mut backend, &StepBatch::from(sequences))?;
         println!(
             "decode   {count:>3} x context {context:>4}: {:>8.1} tokens/s, {:.2} ms a step",
             f64::from(count) / seconds,
@@ -63,16 +65,12 @@ fn sequence((id, count): (u32, u32), first_position: u32, tokens: u32) -> Sequen
         tokens: (0..tokens).map(|index| 5 + (index * 31 + id) % 200).collect(),
         first_position,
         block_table: (0..blocks).map(|block| 1 + block * count + id).collect(),
-        sample: Some(SampleRequest {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: 0,
-            draw: 0,
-            logprobs: None,
-            prompt_logprobs: false,
-            banned: Vec::new(),
-        }),
+        drafts: 0,
+        adapter: None,
+        sample: Some(SampleRequest::new(
+            Arc::new(SamplingOptions { temperature: 0.0, ..SamplingOptions::default() }),
+            0,
+        )),
     }
 }
 

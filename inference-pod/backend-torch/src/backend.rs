@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use fairlead_engine::backend::{
-    Backend, BackendError, KvCapacity, SampleRequest, SampledToken, SequenceId, SequenceStep, StepBatch,
+    AdapterError, AdapterId, AdapterInfo, Backend, BackendError, BlockBytes, BlockId, KvCapacity,
+    SampleRequest, Sampled, SequenceId, SequenceStep, StepBatch,
 };
+use fairlead_engine::sampling::SamplingOptions;
 use fairlead_model::plan::BLOCK_SIZES;
 use fairlead_model::{DeviceKind, ModelConfig, RunDtype, WeightsSummary};
 
@@ -109,14 +112,10 @@ impl TorchBackend {
         }
         .min(self.config.max_position_embeddings)
         .max(1);
-        let prefill =
-            StepBatch { sequences: vec![warm_up_sequence(0, most_tokens, self.options.block_tokens)] };
+        let prefill = StepBatch::from(vec![warm_up_sequence(0, most_tokens, self.options.block_tokens)]);
         let decodes = self.options.max_sequences.min(most_tokens).max(1);
-        let decode = StepBatch {
-            sequences: (0..decodes)
-                .map(|id| warm_up_sequence(u64::from(id), 1, self.options.block_tokens))
-                .collect(),
-        };
+        let decodes = (0..decodes).map(|id| warm_up_sequence(u64::from(id), 1, self.options.block_tokens));
+        let decode = StepBatch::from(decodes.collect::<Vec<_>>());
         for batch in [prefill, decode] {
             match self.execute(&batch) {
                 // What an untrained or broken model says of padding is not the question here.
@@ -137,16 +136,12 @@ fn warm_up_sequence(sequence: u64, tokens: u32, block_tokens: u32) -> SequenceSt
         tokens: vec![0; tokens as usize],
         first_position: 0,
         block_table: vec![0; tokens.div_ceil(block_tokens) as usize],
-        sample: Some(SampleRequest {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: 0,
-            draw: 0,
-            logprobs: None,
-            prompt_logprobs: false,
-            banned: Vec::new(),
-        }),
+        drafts: 0,
+        adapter: None,
+        sample: Some(SampleRequest::new(
+            Arc::new(SamplingOptions { temperature: 0.0, ..SamplingOptions::default() }),
+            0,
+        )),
     }
 }
 
@@ -155,7 +150,7 @@ impl Backend for TorchBackend {
         self.cache.capacity()
     }
 
-    fn execute(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, BackendError> {
+    fn execute(&mut self, batch: &StepBatch) -> Result<Vec<Sampled>, BackendError> {
         if batch.sequences.is_empty() {
             return Ok(Vec::new());
         }
@@ -164,6 +159,8 @@ impl Backend for TorchBackend {
             StepLayout::new(batch, self.cache.capacity(), self.config.vocab_size).map_err(|problem| {
                 BackendError::Fatal(format!("the scheduler made an impossible batch: {problem}"))
             })?;
+        self.cache.load(&batch.loads).map_err(step_error)?;
+        self.cache.copy(&batch.copies).map_err(step_error)?;
         let hidden = self.model.forward(&layout, &mut self.cache).map_err(step_error)?;
         let vocabulary = self.config.vocab_size as usize;
         let sampled = sample_step(batch, &layout.rows, vocabulary, |rows| self.model.logits(&hidden, rows));
@@ -174,6 +171,17 @@ impl Backend for TorchBackend {
         }
         sampled
     }
+
+    fn read_blocks(&mut self, blocks: &[BlockId]) -> Result<Vec<BlockBytes>, BackendError> {
+        let _no_grad = tch::no_grad_guard();
+        blocks.iter().map(|&block| self.cache.read(block).map_err(step_error)).collect()
+    }
+
+    fn load_adapter(&mut self, _id: AdapterId, _folder: &Path) -> Result<AdapterInfo, AdapterError> {
+        Err(AdapterError::Invalid("LoRA adapters are not supported by this model".to_owned()))
+    }
+
+    fn unload_adapter(&mut self, _id: AdapterId) {}
 }
 
 /// All blocks that some sequences of a batch hold, each once.

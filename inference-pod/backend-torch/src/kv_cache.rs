@@ -3,9 +3,11 @@
 //! Which block belongs to whom is the engine's business; here a slot is a number. Slot `block * block_tokens + offset` holds
 //! one token's keys and values, in every layer.
 
-use fairlead_engine::backend::KvCapacity;
+use std::sync::Arc;
+
+use fairlead_engine::backend::{BlockBytes, BlockCopy, BlockId, BlockLoad, KvCapacity};
 use fairlead_model::{ModelConfig, RunDtype};
-use tch::{TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::device::{ComputeDevice, torch_kind};
 use crate::error::LoadError;
@@ -66,7 +68,7 @@ impl KvCache {
             })
             .collect::<Result<_, TchError>>()
             .map_err(LoadError::torch("making the KV cache"))?;
-        Ok(Self { layers, capacity: KvCapacity { blocks, block_tokens } })
+        Ok(Self { layers, capacity: KvCapacity { blocks, block_tokens, block_bytes } })
     }
 
     pub(crate) fn capacity(&self) -> KvCapacity {
@@ -82,6 +84,46 @@ impl KvCache {
                 let mut by_block = layer.by_block(cache)?;
                 let clean = by_block.f_index_select(0, &blocks)?.f_nan_to_num(0.0, 0.0, 0.0)?;
                 let _ = by_block.f_index_copy_(0, &blocks, &clean)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies whole blocks in the order given.
+    pub(crate) fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), TchError> {
+        for layer in &self.layers {
+            for cache in [&layer.keys, &layer.values] {
+                let by_block = layer.by_block(cache)?;
+                for copy in copies {
+                    let from = by_block.f_get(i64::from(copy.from))?;
+                    by_block.f_get(i64::from(copy.to))?.f_copy_(&from)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a block holds: for each layer its keys and then its values, each in the cache's number type.
+    pub(crate) fn read(&self, block: BlockId) -> Result<BlockBytes, TchError> {
+        let mut bytes = vec![0_u8; self.capacity.block_bytes as usize];
+        let parts = self.layers.iter().flat_map(|layer| [(layer, &layer.keys), (layer, &layer.values)]);
+        let size = bytes.len() / (2 * self.layers.len()).max(1);
+        for ((layer, cache), target) in parts.zip(bytes.chunks_exact_mut(size.max(1))) {
+            let row = layer.by_block(cache)?.f_get(i64::from(block))?.f_to_device(Device::Cpu)?;
+            row.f_view_dtype(Kind::Uint8)?.f_copy_data(target, size)?;
+        }
+        Ok(Arc::from(bytes))
+    }
+
+    /// Puts back what [`KvCache::read`] has read.
+    pub(crate) fn load(&mut self, loads: &[BlockLoad]) -> Result<(), TchError> {
+        for load in loads {
+            let parts = self.layers.iter().flat_map(|layer| [(layer, &layer.keys), (layer, &layer.values)]);
+            let size = load.bytes.len() / (2 * self.layers.len()).max(1);
+            for ((layer, cache), source) in parts.zip(load.bytes.chunks_exact(size.max(1))) {
+                let mut row =
+                    layer.by_block(cache)?.f_get(i64::from(load.block))?.f_view_dtype(Kind::Uint8)?;
+                row.f_copy_(&Tensor::f_from_data_size(source, &[size as i64], Kind::Uint8)?)?;
             }
         }
         Ok(())

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use fairlead_engine::backend::{BackendError, SampledToken, SequenceId, SequenceStep, StepBatch};
+use fairlead_engine::backend::{BackendError, Sampled, SequenceId, SequenceStep, StepBatch};
 use fairlead_engine::sampling::{sample, score};
 use tch::{TchError, Tensor};
 
@@ -21,8 +21,14 @@ struct Row<'a> {
     /// Index of the sequence's place in the answer.
     place: usize,
     sequence: &'a SequenceStep,
-    /// The token that followed, whose log-probability is wanted; `None` for the last row, which decides the next token.
-    followed_by: Option<u32>,
+    purpose: Purpose,
+}
+
+enum Purpose {
+    /// The log-probability of a prompt's token, given those before it.
+    Score(u32),
+    /// The token that follows, after so many drafts.
+    Choose { drafts: usize },
 }
 
 /// Samples where the batch asks for it. `rows` are those of each sequence, `logits` computes `[rows, vocabulary]`.
@@ -31,18 +37,17 @@ pub(crate) fn sample_step(
     rows: &[Range<usize>],
     vocabulary: usize,
     logits: impl Fn(&[i64]) -> Result<Tensor, TchError>,
-) -> Result<Vec<SampledToken>, BackendError> {
+) -> Result<Vec<Sampled>, BackendError> {
     let asked = asked_rows(batch, rows);
-    let mut answers: Vec<SampledToken> = batch
+    let mut answers: Vec<Sampled> = batch
         .sequences
         .iter()
         .filter(|sequence| sequence.sample.is_some())
-        .map(|sequence| SampledToken {
+        .map(|sequence| Sampled {
             sequence: sequence.sequence,
-            token: 0,
-            logprob: None,
-            top_logprobs: Vec::new(),
+            tokens: Vec::new(),
             prompt_logprobs: Vec::new(),
+            drafts: Vec::new(),
         })
         .collect();
     let mut broken: BTreeSet<SequenceId> = BTreeSet::new();
@@ -71,31 +76,40 @@ fn asked_rows<'a>(batch: &'a StepBatch, rows: &[Range<usize>]) -> Vec<Row<'a>> {
     let mut asked = Vec::new();
     for (place, (sequence, request, rows)) in sampled.enumerate() {
         if request.prompt_logprobs {
-            let followers = sequence.tokens.iter().skip(1).copied();
+            let certain = sequence.tokens.len() - sequence.drafts as usize;
+            let followers = sequence.tokens[..certain].iter().skip(1).copied();
             asked.extend(rows.clone().zip(followers).map(|(row, token)| Row {
                 row: row as i64,
                 place,
                 sequence,
-                followed_by: Some(token),
+                purpose: Purpose::Score(token),
             }));
         }
-        asked.push(Row { row: rows.end as i64 - 1, place, sequence, followed_by: None });
+        let first = rows.end - 1 - sequence.drafts as usize;
+        asked.extend((first..rows.end).enumerate().map(|(drafts, row)| Row {
+            row: row as i64,
+            place,
+            sequence,
+            purpose: Purpose::Choose { drafts },
+        }));
     }
     asked
 }
 
 /// Fills in what one row tells. `None` if its logits are not finite.
-fn answer_row(row: &Row<'_>, logits: &[f32], answer: &mut SampledToken) -> Option<()> {
+fn answer_row(row: &Row<'_>, logits: &[f32], answer: &mut Sampled) -> Option<()> {
     let request = row.sequence.sample.as_ref()?;
-    match row.followed_by {
-        Some(token) => {
-            answer.prompt_logprobs.push(score(logits, token, request.logprobs.unwrap_or(0)).ok()?);
+    match row.purpose {
+        Purpose::Score(token) => {
+            answer.prompt_logprobs.push(score(logits, token, request.options.logprobs.unwrap_or(0)).ok()?);
         }
-        None => {
-            let choice = sample(logits, request).ok()?;
-            answer.token = choice.token;
-            answer.logprob = choice.logprob;
-            answer.top_logprobs = choice.top_logprobs;
+        Purpose::Choose { drafts } => {
+            let before = &row.sequence.draft_tokens()[..drafts];
+            // A row behind a wrong guess says nothing about this sequence.
+            let holds = answer.tokens.iter().map(|chosen| chosen.token).eq(before.iter().copied());
+            if holds {
+                answer.tokens.push(sample(logits, request, before).ok()?);
+            }
         }
     }
     Some(())

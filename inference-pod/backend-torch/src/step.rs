@@ -154,7 +154,7 @@ fn check(sequence: &SequenceStep, capacity: KvCapacity, vocabulary: u32) -> Resu
 mod tests {
     use super::*;
 
-    const CAPACITY: KvCapacity = KvCapacity { blocks: 100, block_tokens: 4 };
+    const CAPACITY: KvCapacity = KvCapacity { blocks: 100, block_tokens: 4, block_bytes: 4 };
 
     fn sequence(id: u64, first_position: u32, tokens: &[u32], block_table: &[u32]) -> SequenceStep {
         SequenceStep {
@@ -162,19 +162,19 @@ mod tests {
             tokens: tokens.to_vec(),
             first_position,
             block_table: block_table.to_vec(),
+            drafts: 0,
+            adapter: None,
             sample: None,
         }
     }
 
     #[test]
     fn decodes_come_first_and_slots_follow_the_block_tables() {
-        let batch = StepBatch {
-            sequences: vec![
-                sequence(1, 3, &[10, 11], &[7, 2, 50]),
-                sequence(2, 5, &[12], &[9, 8]),
-                sequence(3, 0, &[13], &[30]),
-            ],
-        };
+        let batch = StepBatch::from(vec![
+            sequence(1, 3, &[10, 11], &[7, 2, 50]),
+            sequence(2, 5, &[12], &[9, 8]),
+            sequence(3, 0, &[13], &[30]),
+        ]);
         let layout = StepLayout::new(&batch, CAPACITY, 20).unwrap();
         assert_eq!(layout.tokens, [13, 12, 10, 11]);
         assert_eq!(layout.positions, [0, 5, 3, 4]);
@@ -190,12 +190,12 @@ mod tests {
     fn contexts_of_very_different_length_are_not_padded_to_one_another() {
         let table: Vec<u32> = (1..90).collect();
         let lengths = [3, 31, 40, 56, 84, 300];
-        let batch = StepBatch {
-            sequences: lengths
+        let batch = StepBatch::from(
+            lengths
                 .iter()
                 .map(|&length| sequence(u64::from(length), length, &[1], &table))
-                .collect(),
-        };
+                .collect::<Vec<_>>(),
+        );
         let layout = StepLayout::new(&batch, CAPACITY, 20).unwrap();
         // Blocks: 1, 8 | 11, 15 | 22 | 76
         let groups: Vec<(Range<usize>, usize)> =
@@ -214,7 +214,7 @@ mod tests {
             (sequence(1, 4, &[1], &[1]), "has 1 blocks and needs 2"),
             (sequence(1, 0, &[1], &[100]), "block 100"),
         ] {
-            let batch = StepBatch { sequences: vec![broken] };
+            let batch = StepBatch::from(vec![broken]);
             let error = StepLayout::new(&batch, CAPACITY, 20).unwrap_err();
             assert!(error.contains(problem), "{error}");
         }

@@ -7,10 +7,12 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use common::{Case, Driver, Span, greedy, options, reference};
 use fairlead_backend_torch::{LoadError, TorchBackend};
-use fairlead_engine::backend::{Backend, BackendError, SequenceStep, StepBatch};
+use fairlead_engine::backend::{Backend, BackendError, SampleRequest, SequenceStep, StepBatch};
+use fairlead_engine::sampling::SamplingOptions;
 use fairlead_model::Reason;
 use safetensors::SafeTensors;
 use tempfile::TempDir;
@@ -130,14 +132,16 @@ fn progress_ends_at_the_bytes_of_all_weights() {
 fn an_impossible_batch_is_an_error_and_not_the_end() {
     let case = Case::read("gqa_untied");
     let mut backend = case.load(16, None);
-    let step = |tokens: Vec<u32>, block_table: Vec<u32>| StepBatch {
-        sequences: vec![SequenceStep {
+    let step = |tokens: Vec<u32>, block_table: Vec<u32>| {
+        StepBatch::from(vec![SequenceStep {
             sequence: 5,
             tokens,
             first_position: 0,
             block_table,
+            drafts: 0,
+            adapter: None,
             sample: Some(greedy()),
-        }],
+        }])
     };
     for (batch, text) in [
         (step(vec![160], vec![1]), "token 160"),
@@ -190,22 +194,24 @@ fn a_sequence_that_goes_wrong_is_named_and_harms_no_other() {
         tokens: tokens.to_vec(),
         first_position,
         block_table: block_table.to_vec(),
+        drafts: 0,
+        adapter: None,
         sample: Some(greedy()),
     };
     let good = step(1, &healthy.prompt, 0, &[3, 4]);
     let bad = step(2, &[7, 100, 8, 9], 0, &[9]);
-    match backend.execute(&StepBatch { sequences: vec![good.clone(), bad] }) {
+    match backend.execute(&StepBatch::from(vec![good.clone(), bad])) {
         Err(BackendError::NonFinite(sequences)) => assert_eq!(sequences, [2]),
         other => panic!("{other:?}"),
     }
     // Again without the bad one; then its block goes to the good one, which reads it whole while only a part is written.
-    let again = backend.execute(&StepBatch { sequences: vec![good] }).unwrap();
-    assert_eq!(again[0].token, healthy.greedy[0]);
+    let again = backend.execute(&StepBatch::from(vec![good])).unwrap();
+    assert_eq!(again[0].tokens[0].token, healthy.greedy[0]);
     let mut length = healthy.prompt.len() as u32;
     for (fed, expected) in healthy.greedy.iter().zip(&healthy.greedy[1..]) {
         let next = step(1, &[*fed], length, &[3, 4, 9]);
-        let sampled = backend.execute(&StepBatch { sequences: vec![next] }).unwrap();
-        assert_eq!(sampled[0].token, *expected);
+        let sampled = backend.execute(&StepBatch::from(vec![next])).unwrap();
+        assert_eq!(sampled[0].tokens[0].token, *expected);
         length += 1;
     }
     assert!(length > 32, "the reused block must be reached");
@@ -243,18 +249,22 @@ fn chosen_tokens_follow_the_request() {
             tokens: expected.prompt.clone(),
             first_position: 0,
             block_table: vec![1, 2],
+            drafts: 0,
+            adapter: None,
             sample: request,
         };
-        backend.execute(&StepBatch { sequences: vec![sequence] }).unwrap()
+        backend.execute(&StepBatch::from(vec![sequence])).unwrap()
     };
     assert!(ask(None).is_empty(), "nothing is asked, nothing is answered");
-    let likeliest = ask(Some(greedy()))[0].token;
+    let likeliest = ask(Some(greedy()))[0].tokens[0].token;
     let mut other = greedy();
-    other.banned = vec![likeliest];
-    assert_ne!(ask(Some(other))[0].token, likeliest);
-    let hot = |draw| fairlead_engine::backend::SampleRequest { temperature: 5.0, seed: 3, draw, ..greedy() };
+    (other.banned, other.banned_draws) = (Arc::new([likeliest]), 1);
+    assert_ne!(ask(Some(other))[0].tokens[0].token, likeliest);
+    let options = Arc::new(SamplingOptions { temperature: 5.0, seed: 3, ..SamplingOptions::default() });
+    let hot = |draw| SampleRequest::new(Arc::clone(&options), draw);
     assert_eq!(ask(Some(hot(1))), ask(Some(hot(1))));
-    let drawn: std::collections::BTreeSet<u32> = (0..20).map(|draw| ask(Some(hot(draw)))[0].token).collect();
+    let drawn: std::collections::BTreeSet<u32> =
+        (0..20).map(|draw| ask(Some(hot(draw)))[0].tokens[0].token).collect();
     assert!(drawn.len() > 5, "{drawn:?}");
 }
 

@@ -14,6 +14,9 @@ pub const DEFAULT_GPU_MEMORY_UTILIZATION: f64 = 0.90;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InferenceConfig {
+    /// What the pod does with the model.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub task: Task,
     /// Model names the pod answers to; the first is the one it reports.
     pub served_model_names: Vec<String>,
     /// Where the model comes from.
@@ -21,6 +24,15 @@ pub struct InferenceConfig {
     /// How the engine runs it.
     #[serde(default)]
     pub engine: EngineConfig,
+    /// How keys and values are kept.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kv_cache: KvCacheConfig,
+    /// LoRA adapters to load at the start, each a model name of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterConfig>,
+    /// Guessing several tokens ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculation: Option<SpeculationConfig>,
     /// Where and how long the server listens.
     #[serde(default)]
     pub server: ServerConfig,
@@ -38,6 +50,85 @@ pub struct ModelConfig {
     /// `sha256:…` that the model's files must have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+}
+
+/// What nobody has set is left out, so that an engine older than a setting still reads the rest.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What a pod does with its model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// Continues text: /v1/chat/completions and /v1/completions.
+    #[default]
+    Generate,
+    /// Turns text into vectors: /v1/embeddings.
+    Embed,
+    /// Scores documents against a query: /v1/rerank.
+    Rerank,
+}
+
+/// How keys and values are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KvCacheConfig {
+    /// Requests that begin alike share the blocks of their common prefix.
+    pub prefix_sharing: bool,
+    /// Bytes of main memory for blocks that the cache itself had to give up. Absent: no such tier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_bytes: Option<u64>,
+    /// A folder for blocks that main memory had to give up. Absent: no such tier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskTierConfig>,
+}
+
+impl Default for KvCacheConfig {
+    fn default() -> Self {
+        Self { prefix_sharing: true, host_bytes: None, disk: None }
+    }
+}
+
+/// The slowest tier of the KV cache. It survives a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DiskTierConfig {
+    /// Folder for its files; made where it is absent.
+    pub path: PathBuf,
+    /// Most bytes of files in it.
+    pub bytes: u64,
+}
+
+/// A LoRA adapter to serve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// The model name it is served under.
+    pub name: String,
+    /// Where it comes from, like `model.uri`.
+    pub uri: String,
+}
+
+/// Guessing several tokens ahead: the model then checks them all in one step. Answers stay what they are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum SpeculationConfig {
+    /// Guesses what followed the last tokens when they were seen before in prompt or answer.
+    NGram {
+        /// Most tokens guessed at once.
+        tokens: u32,
+        /// Longest run of last tokens that is looked for.
+        longest: u32,
+        /// Shortest run that is looked for.
+        shortest: u32,
+    },
+    /// Guesses by a smaller model with the same vocabulary.
+    DraftModel {
+        /// Most tokens guessed at once.
+        tokens: u32,
+        /// Where the model comes from, like `model.uri`.
+        uri: String,
+    },
 }
 
 /// Where tensors live.
@@ -108,6 +199,9 @@ pub struct EngineConfig {
 pub struct ServerConfig {
     /// Address of the OpenAI API, /healthz, /readyz, /startup and /metrics.
     pub listen: String,
+    /// Address of the admin API (adapters); absent: there is none. Never reachable by clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_listen: Option<String>,
     /// Requests that may wait for the engine; more are answered 429.
     pub max_queued_requests: u32,
     /// After SIGTERM: seconds in which the pod says that it is not ready and still takes requests, while load balancers learn
@@ -126,6 +220,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: "0.0.0.0:8000".to_owned(),
+            admin_listen: None,
             max_queued_requests: 1024,
             drain_delay_seconds: 0,
             drain_seconds: 290,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::backend::{Backend, BackendError, KvCapacity, SequenceId, TokenLogprob};
+use crate::backend::{Backend, BackendError, ChosenToken, KvCapacity, SequenceId};
 use crate::scheduler::{Budget, Limits, Refusal, State, StepError, StepPlan, Update, complete, schedule};
 use crate::sequence::{EndReason, GenerationRequest, PromptLogprob};
 
@@ -34,24 +34,28 @@ pub struct EngineOptions {
     pub max_queued: usize,
 }
 
-/// What happens to a request, in order. The last one has an `end`, or is `Ended` or `Failed`.
+/// What happens to a request, in order. The last one of each answer has an `end`, or is `Ended`; `Failed`
+/// ends them all.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The prompt's log-probabilities, from its second token on; comes before any token. Not sent for a prompt of one token.
     PromptLogprobs(Vec<PromptLogprob>),
-    /// A new token.
+    /// A new token of one answer.
     Token {
-        /// The token.
-        token: u32,
-        /// Its log-probability, when asked for.
-        logprob: Option<f32>,
-        /// The likeliest tokens in falling order, when asked for.
-        top_logprobs: Vec<TokenLogprob>,
-        /// Set when it is the last one.
+        /// Number of the answer, from 0 to `choices` - 1.
+        choice: u32,
+        /// The token and what is known of it.
+        token: ChosenToken,
+        /// Set when it is the answer's last one.
         end: Option<EndReason>,
     },
-    /// It ended without a token.
-    Ended(EndReason),
+    /// An answer ended without a token.
+    Ended {
+        /// Number of the answer.
+        choice: u32,
+        /// Why.
+        end: EndReason,
+    },
     /// It failed.
     Failed(Failure),
 }
@@ -459,9 +463,9 @@ impl<B: Backend> Engine<B> {
         for update in updates {
             let (id, event, is_last) = match update {
                 Update::PromptLogprobs(id, logprobs) => (id, Event::PromptLogprobs(logprobs), false),
-                Update::Ended(id, reason) => (id, Event::Ended(reason), true),
-                Update::Token { sequence, token, logprob, top_logprobs, end } => {
-                    (sequence, Event::Token { token, logprob, top_logprobs, end }, end.is_some())
+                Update::Ended(id, end) => (id, Event::Ended { choice: 0, end }, true),
+                Update::Token { sequence, token, end } => {
+                    (sequence, Event::Token { choice: 0, token, end }, end.is_some())
                 }
             };
             let delivered = self.clients.get(&id).is_some_and(|client| client.events.try_send(event).is_ok());

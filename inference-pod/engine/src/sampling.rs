@@ -3,50 +3,108 @@
 //! Backends call this for each row that has a `sample`. The random number is a function of (seed, draw), so a choice depends
 //! on nothing but the row: not on the batch, the order of sequences, or a preemption in between.
 
-use crate::backend::{SampleRequest, TokenLogprob};
+use crate::backend::{ChosenToken, SampleRequest, TokenLogprob};
+
+/// How to choose tokens, as the client asked for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingOptions {
+    /// 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Keep the smallest set of likeliest tokens whose probability reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep this many likeliest tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep tokens that are at least this share as likely as the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Divides the positive logits of tokens seen in prompt or answer, multiplies their negative ones; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Taken from the logits of tokens that the answer has; 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Taken from a token's logit once for each time that the answer has it; 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// With the number of tokens drawn before, fixes all choices.
+    pub seed: u64,
+    /// How many of the likeliest tokens to report with their log-probabilities; `None` reports none, not even the
+    /// chosen one's.
+    pub logprobs: Option<u32>,
+}
+
+impl Default for SamplingOptions {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            logprobs: None,
+        }
+    }
+}
+
+/// How often each token has been seen; what penalties count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenHistory {
+    /// Tokens of the prompt, each once.
+    pub prompt: std::collections::BTreeSet<u32>,
+    /// Tokens of the answer and how often it has them.
+    pub answer: std::collections::BTreeMap<u32, u32>,
+}
+
+/// One bit for each token of the vocabulary: set where it may be chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenMask {
+    /// Token `t` is bit `t % 32` of word `t / 32`.
+    pub words: Vec<u32>,
+}
+
+impl TokenMask {
+    /// Whether a token may be chosen. Tokens beyond the mask may not.
+    #[must_use]
+    pub fn allows(&self, token: u32) -> bool {
+        self.words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+}
 
 /// A row held NaN or an infinity, so that nothing can be said about its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("logits are not finite")]
 pub struct NonFinite;
 
-/// The chosen token, with what was asked for about it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Choice {
-    /// The token.
-    pub token: u32,
-    /// Its log-probability in the untempered distribution, when asked for.
-    pub logprob: Option<f32>,
-    /// The likeliest tokens in falling order, when asked for.
-    pub top_logprobs: Vec<TokenLogprob>,
-}
-
-/// Chooses the next token from one row of logits.
+/// Chooses the next token from one row of logits. `before` are the drafts of this step that come before it: those that the
+/// request's numbers do not count yet.
 ///
 /// Ties go to the smaller token id. Filters apply in the order top-k, then top-p over what top-k kept. If every token
 /// is banned the bans are ignored: an answer that goes on is better than none.
 ///
 /// # Errors
 /// [`NonFinite`] if any logit is NaN or infinite, or the row is empty.
-pub fn sample(logits: &[f32], request: &SampleRequest) -> Result<Choice, NonFinite> {
+pub fn sample(logits: &[f32], request: &SampleRequest, before: &[u32]) -> Result<ChosenToken, NonFinite> {
     check(logits)?;
-    let token = if request.banned.is_empty() {
-        choose(logits, request)
+    let draw = request.draw + before.len() as u64;
+    let token = if request.banned.is_empty() || draw >= request.banned_draws {
+        choose(logits, &request.options, draw)
     } else {
         let mut allowed = logits.to_vec();
-        for &token in &request.banned {
+        for &token in request.banned.iter() {
             if let Some(logit) = allowed.get_mut(token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
         let any = allowed.iter().any(|logit| logit.is_finite());
-        choose(if any { &allowed } else { logits }, request)
+        choose(if any { &allowed } else { logits }, &request.options, draw)
     };
-    match request.logprobs {
-        None => Ok(Choice { token, logprob: None, top_logprobs: Vec::new() }),
+    match request.options.logprobs {
+        None => Ok(ChosenToken { token, logprob: None, top_logprobs: Vec::new() }),
         Some(count) => {
             let (own, top_logprobs) = score(logits, token, count)?;
-            Ok(Choice { token, logprob: Some(own.logprob), top_logprobs })
+            Ok(ChosenToken { token, logprob: Some(own.logprob), top_logprobs })
         }
     }
 }
@@ -86,21 +144,21 @@ fn check(logits: &[f32]) -> Result<(), NonFinite> {
     if logits.is_empty() || logits.iter().any(|logit| !logit.is_finite()) { Err(NonFinite) } else { Ok(()) }
 }
 
-fn choose(logits: &[f32], request: &SampleRequest) -> u32 {
-    if request.temperature <= 0.0 || request.top_k == 1 {
+fn choose(logits: &[f32], options: &SamplingOptions, draw_number: u64) -> u32 {
+    if options.temperature <= 0.0 || options.top_k == 1 {
         return greedy(logits);
     }
-    let random = uniform(request.seed, request.draw);
+    let random = uniform(options.seed, draw_number);
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let temperature = f64::from(request.temperature);
+    let temperature = f64::from(options.temperature);
     let weight = |token: u32| (f64::from(logits[token as usize] - highest) / temperature).exp();
-    let keeps_k = request.top_k > 0 && (request.top_k as usize) < logits.len();
-    let keeps_p = request.top_p < 1.0;
+    let keeps_k = options.top_k > 0 && (options.top_k as usize) < logits.len();
+    let keeps_p = options.top_p < 1.0;
     let kept = match (keeps_k, keeps_p) {
         (false, false) => return draw(0..logits.len() as u32, weight, random),
-        (true, false) => likeliest(logits, request.top_k as usize),
-        (true, true) => nucleus(likeliest(logits, request.top_k as usize), weight, f64::from(request.top_p)),
-        (false, true) => nucleus_of_all(logits, weight, f64::from(request.top_p)),
+        (true, false) => likeliest(logits, options.top_k as usize),
+        (true, true) => nucleus(likeliest(logits, options.top_k as usize), weight, f64::from(options.top_p)),
+        (false, true) => nucleus_of_all(logits, weight, f64::from(options.top_p)),
     };
     draw(kept.into_iter(), weight, random)
 }
@@ -189,27 +247,24 @@ fn nucleus_length(tokens: &[u32], weight: impl Fn(u32) -> f64, target: f64) -> O
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
 
     fn request(temperature: f32, top_k: u32, top_p: f32, draw: u64) -> SampleRequest {
-        SampleRequest {
-            temperature,
-            top_p,
-            top_k,
-            seed: 7,
-            draw,
-            logprobs: None,
-            prompt_logprobs: false,
-            banned: Vec::new(),
-        }
+        asked(SamplingOptions { temperature, top_p, top_k, seed: 7, ..SamplingOptions::default() }, draw)
+    }
+
+    fn asked(options: SamplingOptions, draw: u64) -> SampleRequest {
+        SampleRequest::new(Arc::new(options), draw)
     }
 
     fn counts(logits: &[f32], temperature: f32, top_k: u32, top_p: f32, draws: u64) -> Vec<f64> {
         let mut counts = vec![0.0; logits.len()];
         for draw in 0..draws {
-            let token = sample(logits, &request(temperature, top_k, top_p, draw)).unwrap().token;
+            let token = sample(logits, &request(temperature, top_k, top_p, draw), &[]).unwrap().token;
             counts[token as usize] += 1.0 / draws as f64;
         }
         counts
@@ -217,7 +272,7 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_the_likeliest() {
-        assert_eq!(sample(&[0.0, 3.0, 3.0, -1.0], &request(0.0, 0, 1.0, 0)).unwrap().token, 1);
+        assert_eq!(sample(&[0.0, 3.0, 3.0, -1.0], &request(0.0, 0, 1.0, 0), &[]).unwrap().token, 1);
     }
 
     #[test]
@@ -251,8 +306,9 @@ mod tests {
     #[test]
     fn logprobs_come_from_the_untempered_distribution() {
         let logits = [0.5_f32.ln() + 3.0, 0.3_f32.ln() + 3.0, 0.2_f32.ln() + 3.0];
-        let asked = SampleRequest { logprobs: Some(2), ..request(0.1, 1, 0.1, 0) };
-        let choice = sample(&logits, &asked).unwrap();
+        let options =
+            SamplingOptions { temperature: 0.1, top_k: 1, logprobs: Some(2), ..SamplingOptions::default() };
+        let choice = sample(&logits, &asked(options, 0), &[]).unwrap();
         assert!((choice.logprob.unwrap() - 0.5_f32.ln()).abs() < 1e-6);
         assert_eq!(choice.top_logprobs.iter().map(|top| top.token).collect::<Vec<_>>(), [0, 1]);
         assert!((choice.top_logprobs[1].logprob - 0.3_f32.ln()).abs() < 1e-6);
@@ -260,12 +316,13 @@ mod tests {
 
     #[test]
     fn bans_hold_and_broken_rows_are_refused() {
-        let asked = SampleRequest { banned: vec![1, 900], ..request(0.0, 0, 1.0, 0) };
-        assert_eq!(sample(&[0.0, 9.0, 1.0], &asked).unwrap().token, 2);
+        let asked = SampleRequest { banned: Arc::new([1, 900]), banned_draws: 1, ..request(0.0, 0, 1.0, 0) };
+        assert_eq!(sample(&[0.0, 9.0, 1.0], &asked, &[]).unwrap().token, 2);
+        assert_eq!(sample(&[0.0, 9.0, 1.0], &asked, &[2]).unwrap().token, 1);
         for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            assert_eq!(sample(&[0.0, broken], &request(1.0, 0, 1.0, 0)), Err(NonFinite));
+            assert_eq!(sample(&[0.0, broken], &request(1.0, 0, 1.0, 0), &[]), Err(NonFinite));
         }
-        assert_eq!(sample(&[], &request(1.0, 0, 1.0, 0)), Err(NonFinite));
+        assert_eq!(sample(&[], &request(1.0, 0, 1.0, 0), &[]), Err(NonFinite));
         assert_eq!(score(&[0.0], 1, 0), Err(NonFinite));
     }
 
@@ -292,9 +349,10 @@ mod tests {
             seed: u64,
             draw: u64,
         ) {
-            let asked = SampleRequest { seed, ..request(temperature, top_k, top_p, draw) };
-            let token = sample(&logits, &asked).unwrap().token;
-            prop_assert_eq!(token, sample(&logits, &asked).unwrap().token);
+            let options = SamplingOptions { temperature, top_p, top_k, seed, ..SamplingOptions::default() };
+            let asked = asked(options, draw);
+            let token = sample(&logits, &asked, &[]).unwrap().token;
+            prop_assert_eq!(token, sample(&logits, &asked, &[]).unwrap().token);
             // A reference with a full sort.
             let mut order: Vec<usize> = (0..logits.len()).collect();
             order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));

@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::backend::{KvCapacity, SampledToken, SequenceId, SequenceStep, StepBatch, TokenLogprob};
+use crate::backend::{ChosenToken, KvCapacity, Sampled, SequenceId, SequenceStep, StepBatch};
 use crate::block_pool::{BlockPool, PoolError};
 use crate::sequence::{EndReason, GenerationRequest, PromptLogprob, Sequence};
 
@@ -84,12 +84,8 @@ pub enum Update {
     Token {
         /// Whose.
         sequence: SequenceId,
-        /// The token.
-        token: u32,
-        /// Its log-probability, when asked for.
-        logprob: Option<f32>,
-        /// The likeliest tokens in falling order, when asked for.
-        top_logprobs: Vec<TokenLogprob>,
+        /// The token and what is known of it.
+        token: ChosenToken,
         /// Set when it is the last one.
         end: Option<EndReason>,
     },
@@ -234,8 +230,7 @@ impl State {
     fn make_room(&mut self, index: usize, preempted: &mut Vec<SequenceId>) -> Result<bool, PoolError> {
         loop {
             let sequence = &mut self.running[index];
-            let missing =
-                sequence.tokens.len().div_ceil(self.block_tokens).saturating_sub(sequence.blocks.len());
+            let missing = sequence.length().div_ceil(self.block_tokens).saturating_sub(sequence.blocks.len());
             if self.pool.extend(&mut sequence.blocks, missing as u32) {
                 return Ok(true);
             }
@@ -270,7 +265,7 @@ pub fn schedule(state: &mut State, budget: Budget) -> Result<StepPlan, PoolError
             if !state.make_room(index, &mut plan.preempted)? {
                 break;
             }
-            left -= push_step(&mut plan, &state.running[index], 1);
+            left -= push_step(&mut plan, &state.running[index], left);
         }
         index += 1;
     }
@@ -320,25 +315,27 @@ fn push_step(plan: &mut StepPlan, sequence: &Sequence, most: usize) -> usize {
     let first = if sequence.is_scoring() { sequence.computed.saturating_sub(1) } else { sequence.computed };
     let end = sequence.tokens.len().min(first + most);
     let decides = end == sequence.tokens.len();
+    // Guesses take what is left of the budget; they are never worth more than somebody's certain token.
+    let drafts = if decides { sequence.drafts.len().min(first + most - end) } else { 0 };
+    let mut tokens = sequence.tokens[first..end].to_vec();
+    tokens.extend_from_slice(&sequence.drafts[..drafts]);
     plan.batch.sequences.push(SequenceStep {
         sequence: sequence.id,
-        tokens: sequence.tokens[first..end].to_vec(),
+        tokens,
         first_position: first as u32,
         block_table: sequence.blocks.clone(),
+        drafts: drafts as u32,
+        adapter: sequence.request.adapter.map(|adapter| adapter.id),
         sample: (decides || sequence.is_scoring()).then(|| sequence.sample_request()),
     });
-    end - first
+    end - first + drafts
 }
 
 /// Takes a step's results in: what is computed, what was chosen, who has ended.
 ///
 /// # Errors
 /// [`StepError`] when the results do not belong to the plan.
-pub fn complete(
-    state: &mut State,
-    plan: &StepPlan,
-    sampled: Vec<SampledToken>,
-) -> Result<Vec<Update>, StepError> {
+pub fn complete(state: &mut State, plan: &StepPlan, sampled: Vec<Sampled>) -> Result<Vec<Update>, StepError> {
     let asked = plan.batch.sequences.iter().filter(|step| step.sample.is_some());
     let (expected, found) = (asked.clone().count(), sampled.len());
     if expected != found || !asked.zip(&sampled).all(|(step, answer)| step.sequence == answer.sequence) {
@@ -353,7 +350,7 @@ pub fn complete(
             continue;
         };
         let sequence = &mut state.running[index];
-        sequence.computed = step.first_position as usize + step.tokens.len();
+        sequence.computed = step.first_position as usize + step.tokens.len() - step.drafts as usize;
         let Some(mut answer) = answer else { continue };
 
         if sequence.is_scoring() {
@@ -371,14 +368,17 @@ pub fn complete(
             updates.push(Update::Ended(sequence.id, EndReason::Length));
             Some(EndReason::Length)
         } else {
-            let end = push_token(sequence, answer.token, most);
-            updates.push(Update::Token {
-                sequence: sequence.id,
-                token: answer.token,
-                logprob: answer.logprob,
-                top_logprobs: answer.top_logprobs,
-                end,
-            });
+            sequence.drafts = answer.drafts;
+            let mut end = None;
+            for (index, token) in answer.tokens.into_iter().enumerate() {
+                // The draft before it was right, so its keys and values are in the cache.
+                sequence.computed += usize::from(index > 0);
+                end = push_token(sequence, token.token, most);
+                updates.push(Update::Token { sequence: sequence.id, token, end });
+                if end.is_some() {
+                    break;
+                }
+            }
             end
         };
         if end.is_some() {

@@ -1,39 +1,82 @@
 //! One sequence: a prompt, what has been generated after it, and how far it is computed.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::backend::{BlockId, SampleRequest, SequenceId, TokenLogprob};
+use crate::backend::{AdapterId, BlockId, SampleRequest, SequenceId, TokenLogprob};
+use crate::sampling::{SamplingOptions, TokenMask};
 
 /// What a client asks the engine for: plain tokens in, plain tokens out.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct GenerationRequest {
     /// The prompt; at least one token.
     pub prompt: Vec<u32>,
-    /// Most tokens to generate; 0 only scores the prompt.
+    /// Answers to make of it, each with a seed of its own (`sampling.seed` plus the answer's number); 0 counts as 1.
+    pub choices: u32,
+    /// Most tokens to generate for each answer; 0 only scores the prompt.
     pub max_new_tokens: u32,
+    /// Fewest tokens to generate: until then stop tokens are not chosen.
+    pub min_new_tokens: u32,
     /// How to choose tokens.
     pub sampling: SamplingOptions,
+    /// What the answer's form must be.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// Report the prompt's log-probabilities, with `sampling.logprobs` alternatives each.
     pub prompt_logprobs: bool,
     /// Tokens that end the answer. The model's end-of-sequence tokens are among them unless they are to be ignored.
     pub stop_tokens: Vec<u32>,
+    /// Smaller goes first (vLLM's convention); 0 where the client leaves it open.
+    pub priority: i32,
+    /// LoRA adapter to answer with.
+    pub adapter: Option<AdapterKey>,
+    /// Requests share cached prefixes only with those that have the same salt.
+    pub cache_salt: Option<String>,
     /// When to give up.
     pub deadline: Option<Instant>,
 }
 
-/// How to choose tokens; see [`SampleRequest`] for the fields.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplingOptions {
-    /// 0 takes the likeliest token.
-    pub temperature: f32,
-    /// 1 keeps all.
-    pub top_p: f32,
-    /// 0 keeps all.
-    pub top_k: u32,
-    /// Fixes all choices.
-    pub seed: u64,
-    /// Alternatives to report; `None` reports no log-probabilities at all.
-    pub logprobs: Option<u32>,
+/// An adapter as a request names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterKey {
+    /// Which one the backend is to use.
+    pub id: AdapterId,
+    /// Digest of its files: cached prefixes outlive a process, ids do not.
+    pub digest: [u8; 32],
+}
+
+/// What may follow in one answer: a grammar and how far along it the answer is.
+///
+/// Implemented by [`crate::grammar`]; called by the scheduler on the engine's thread, so it must be quick.
+pub trait Constraint: Send + std::fmt::Debug {
+    /// Tokens that may come next.
+    ///
+    /// # Errors
+    /// A description, where the grammar cannot go on.
+    fn mask(&mut self) -> Result<Arc<TokenMask>, String>;
+
+    /// Takes a token in.
+    ///
+    /// # Errors
+    /// A description, where the token may not come here.
+    fn accept(&mut self, token: u32) -> Result<(), String>;
+
+    /// How many of `tokens`, from the first, the grammar would take one after the other; it takes none in.
+    fn valid_prefix(&mut self, tokens: &[u32]) -> usize;
+
+    /// Takes the last `count` tokens back.
+    ///
+    /// # Errors
+    /// A description, where so many were not taken in.
+    fn roll_back(&mut self, count: usize) -> Result<(), String>;
+
+    /// A second answer at the same place.
+    fn fork(&self) -> Box<dyn Constraint>;
+}
+
+impl Clone for Box<dyn Constraint> {
+    fn clone(&self) -> Self {
+        self.fork()
+    }
 }
 
 /// Why a sequence ended in good order.
@@ -55,6 +98,8 @@ pub struct Sequence {
     /// Prompt and generated tokens.
     pub(crate) tokens: Vec<u32>,
     pub(crate) prompt_length: usize,
+    /// Guesses at what follows `tokens`, to be checked in the next step.
+    pub(crate) drafts: Vec<u32>,
     /// Tokens whose keys and values are in the cache.
     pub(crate) computed: usize,
     /// Append-only while the sequence runs; empty while it waits.
@@ -63,6 +108,8 @@ pub struct Sequence {
     pub(crate) scored: usize,
     pub(crate) prompt_logprobs: Vec<PromptLogprob>,
     pub(crate) request: GenerationRequest,
+    /// `request.sampling` with this answer's seed, shared with every step.
+    pub(crate) sampling: Arc<SamplingOptions>,
     /// Whether it has run before: true after a preemption.
     pub(crate) admitted: bool,
 }
@@ -75,8 +122,10 @@ impl Sequence {
             id,
             tokens,
             prompt_length,
+            drafts: Vec::new(),
             computed: 0,
             blocks: Vec::new(),
+            sampling: Arc::new(request.sampling.clone()),
             scored: if request.prompt_logprobs { 1 } else { prompt_length },
             prompt_logprobs: Vec::new(),
             request,
@@ -87,6 +136,11 @@ impl Sequence {
     /// Tokens still to be computed before the next one can be chosen.
     pub(crate) fn uncomputed(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Tokens that the next step may write to the cache up to: what is certain and what is guessed.
+    pub(crate) fn length(&self) -> usize {
+        self.tokens.len() + self.drafts.len()
     }
 
     /// Tokens generated so far.
@@ -102,6 +156,7 @@ impl Sequence {
     /// Forgets what was computed, but not what was chosen: after a preemption, when its cache is gone.
     pub(crate) fn start_over(&mut self) {
         self.computed = 0;
+        self.drafts.clear();
         if self.is_scoring() {
             self.scored = 1;
             self.prompt_logprobs.clear();
@@ -109,16 +164,9 @@ impl Sequence {
     }
 
     pub(crate) fn sample_request(&self) -> SampleRequest {
-        let SamplingOptions { temperature, top_p, top_k, seed, logprobs } = self.request.sampling;
         SampleRequest {
-            temperature,
-            top_p,
-            top_k,
-            seed,
-            draw: self.generated() as u64,
-            logprobs,
             prompt_logprobs: self.is_scoring(),
-            banned: Vec::new(),
+            ..SampleRequest::new(Arc::clone(&self.sampling), self.generated() as u64)
         }
     }
 }

@@ -11,8 +11,9 @@ use fairlead_engine::backend::BackendError;
 use fairlead_engine::engine::{
     EngineHandle, EngineOptions, Event, Failure, Load, Observer, StartError, StepReport, SubmitError, start,
 };
+use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::scheduler::Refusal;
-use fairlead_engine::sequence::{GenerationRequest, SamplingOptions};
+use fairlead_engine::sequence::GenerationRequest;
 use fake::{FakeBackend, next_token};
 use tokio::sync::{mpsc::Receiver, watch};
 use tokio::time::timeout;
@@ -24,10 +25,8 @@ fn request(prompt: Vec<u32>, max_new_tokens: u32) -> GenerationRequest {
     GenerationRequest {
         prompt,
         max_new_tokens,
-        sampling: SamplingOptions { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 3, logprobs: None },
-        prompt_logprobs: false,
-        stop_tokens: vec![],
-        deadline: None,
+        sampling: SamplingOptions { temperature: 0.0, seed: 3, ..SamplingOptions::default() },
+        ..GenerationRequest::default()
     }
 }
 
@@ -65,9 +64,9 @@ async fn read(mut events: Receiver<Event>) -> (Vec<u32>, Option<Failure>) {
     let deadline = Duration::from_secs(20);
     while let Some(event) = timeout(deadline, events.recv()).await.expect("no event in time") {
         match event {
-            Event::Token { token, .. } => tokens.push(token),
+            Event::Token { token, .. } => tokens.push(token.token),
             Event::Failed(failure) => return (tokens, Some(failure)),
-            Event::Ended(_) | Event::PromptLogprobs(_) => {}
+            Event::Ended { .. } | Event::PromptLogprobs(_) => {}
         }
     }
     (tokens, None)

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use fairlead_engine::backend::{Backend, KvCapacity, TokenLogprob};
+use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::scheduler::{Budget, Limits, Refusal, State, Update, complete, schedule};
-use fairlead_engine::sequence::{EndReason, GenerationRequest, SamplingOptions};
+use fairlead_engine::sequence::{EndReason, GenerationRequest};
 use fake::{FakeBackend, logprob, next_token};
 use proptest::prelude::*;
 
@@ -18,10 +19,8 @@ fn request(prompt: Vec<u32>, max_new_tokens: u32) -> GenerationRequest {
     GenerationRequest {
         prompt,
         max_new_tokens,
-        sampling: SamplingOptions { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 3, logprobs: None },
-        prompt_logprobs: false,
-        stop_tokens: vec![],
-        deadline: None,
+        sampling: SamplingOptions { temperature: 0.0, seed: 3, ..SamplingOptions::default() },
+        ..GenerationRequest::default()
     }
 }
 
@@ -65,7 +64,7 @@ fn take(answers: &mut HashMap<u64, Answer>, updates: Vec<Update>) {
             Update::Token { sequence, token, end, .. } => {
                 let answer = answers.entry(sequence).or_default();
                 assert_eq!(answer.end, None, "a token after the end");
-                answer.tokens.push(token);
+                answer.tokens.push(token.token);
                 answer.end = end;
             }
             Update::Ended(id, end) => answers.entry(id).or_default().end = Some(end),
@@ -99,7 +98,7 @@ proptest! {
     ) {
         // Room for the largest alone, plus a little: small enough to force preemption.
         let largest = requests.iter().map(|(r, _)| r.prompt.len() as u32 + r.max_new_tokens).max().unwrap();
-        let capacity = KvCapacity { blocks: largest.div_ceil(block_tokens) + spare_blocks + 1, block_tokens };
+        let capacity = capacity(largest.div_ceil(block_tokens) + spare_blocks + 1, block_tokens);
         let mut backend = FakeBackend::new(capacity.blocks, block_tokens);
         let mut state = State::new(capacity, Limits { max_sequences, max_model_len: 4096 });
         let mut answers: HashMap<u64, Answer> = HashMap::new();
@@ -146,7 +145,7 @@ proptest! {
 }
 
 fn capacity(blocks: u32, block_tokens: u32) -> KvCapacity {
-    KvCapacity { blocks, block_tokens }
+    KvCapacity { blocks, block_tokens, block_bytes: 4 * u64::from(block_tokens) }
 }
 
 const ROOMY: Limits = Limits { max_sequences: 8, max_model_len: 1000 };

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fairlead_fetch::SourceUri;
-use fairlead_inference_config::{Device, Dtype, EngineConfig, InferenceConfig, ModelConfig, ServerConfig};
+use fairlead_inference_config::{
+    AdapterConfig, Device, DiskTierConfig, Dtype, EngineConfig, InferenceConfig, KvCacheConfig, ModelConfig,
+    ServerConfig, SpeculationConfig, Task,
+};
 
 /// Serves a language model behind OpenAI's API.
 #[derive(Debug, Parser)]
@@ -23,6 +26,11 @@ pub struct Cli {
     #[arg(long, global = true, env = "FAIRLEAD_TERMINATION_LOG", default_value = "/dev/termination-log")]
     pub termination_log: PathBuf,
 }
+
+/// Runs of last tokens that are looked for in prompt and answer where the configuration leaves it open.
+const LONGEST_NGRAM: u32 = 4;
+/// See [`LONGEST_NGRAM`].
+const SHORTEST_NGRAM: u32 = 2;
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -53,9 +61,18 @@ pub struct ServeArgs {
     /// A model's folder, or hf://org/name@revision.
     #[arg(long, value_name = "DIR_OR_URI")]
     pub model: Option<String>,
+    /// What to do with the model: Generate, Embed or Rerank [default: Generate].
+    #[arg(long, value_parser = from_name::<Task>)]
+    pub task: Option<Task>,
     /// Address to listen on.
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// Address of the admin API, which loads and unloads adapters; keep clients away from it.
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin_listen: Option<String>,
+    /// LoRA adapter to load at the start and the model name it answers to; may be given several times.
+    #[arg(long, value_name = "NAME=DIR_OR_URI", value_parser = adapter)]
+    pub adapter: Vec<AdapterConfig>,
     /// Name that clients send as `model`; may be given several times.
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Vec<String>,
@@ -80,6 +97,24 @@ pub struct ServeArgs {
     /// Bytes of the KV cache.
     #[arg(long)]
     pub kv_cache_bytes: Option<u64>,
+    /// Share the KV blocks of common prefixes between requests [default: true].
+    #[arg(long, value_name = "BOOL")]
+    pub prefix_sharing: Option<bool>,
+    /// Bytes of main memory for KV blocks that the cache itself had to give up.
+    #[arg(long, value_name = "BYTES")]
+    pub host_tier_bytes: Option<u64>,
+    /// Folder for KV blocks that main memory had to give up; it survives a restart.
+    #[arg(long, value_name = "DIR", requires = "disk_tier_bytes")]
+    pub disk_tier: Option<PathBuf>,
+    /// Most bytes in that folder.
+    #[arg(long, value_name = "BYTES", requires = "disk_tier")]
+    pub disk_tier_bytes: Option<u64>,
+    /// Guess as many tokens ahead at once as this, by what followed the last ones before or by --draft-model.
+    #[arg(long, value_name = "TOKENS")]
+    pub speculative_tokens: Option<u32>,
+    /// A smaller model with the same vocabulary that guesses ahead.
+    #[arg(long, value_name = "DIR_OR_URI", requires = "speculative_tokens")]
+    pub draft_model: Option<String>,
     /// Share of a GPU's memory that may be used where --kv-cache-bytes is not given [default: 0.90].
     #[arg(long, value_name = "SHARE")]
     pub gpu_memory_utilization: Option<f64>,
@@ -146,7 +181,10 @@ impl ServeArgs {
         let Self {
             config,
             model,
+            task,
             listen,
+            admin_listen,
+            adapter,
             served_model_name,
             device,
             dtype,
@@ -155,6 +193,12 @@ impl ServeArgs {
             max_batched_tokens,
             block_tokens,
             kv_cache_bytes,
+            prefix_sharing,
+            host_tier_bytes,
+            disk_tier,
+            disk_tier_bytes,
+            speculative_tokens,
+            draft_model,
             gpu_memory_utilization,
             threads,
             max_queued_requests,
@@ -169,10 +213,28 @@ impl ServeArgs {
             None => InferenceConfig {
                 served_model_names: Vec::new(),
                 model: ModelConfig { uri: String::new(), cache_dir: None, digest: None },
+                task: Task::default(),
                 engine: EngineConfig::default(),
+                kv_cache: KvCacheConfig::default(),
+                adapters: Vec::new(),
+                speculation: None,
                 server: ServerConfig::default(),
             },
         };
+        set(&mut merged.task, task);
+        merged.server.admin_listen = admin_listen.or(merged.server.admin_listen);
+        merged.adapters.extend(adapter);
+        set(&mut merged.kv_cache.prefix_sharing, prefix_sharing);
+        merged.kv_cache.host_bytes = host_tier_bytes.or(merged.kv_cache.host_bytes);
+        if let (Some(path), Some(bytes)) = (disk_tier, disk_tier_bytes) {
+            merged.kv_cache.disk = Some(DiskTierConfig { path, bytes });
+        }
+        if let Some(tokens) = speculative_tokens {
+            merged.speculation = Some(match draft_model {
+                Some(uri) => SpeculationConfig::DraftModel { tokens, uri },
+                None => SpeculationConfig::NGram { tokens, longest: LONGEST_NGRAM, shortest: SHORTEST_NGRAM },
+            });
+        }
         let engine = &mut merged.engine;
         set(&mut merged.model.uri, model);
         set(&mut merged.server.listen, listen);
@@ -246,6 +308,15 @@ fn default_name(uri: &str) -> String {
             path.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
         }
         _ => "model".to_owned(),
+    }
+}
+
+fn adapter(text: &str) -> Result<AdapterConfig, String> {
+    match text.split_once('=') {
+        Some((name, uri)) if !name.is_empty() && !uri.is_empty() => {
+            Ok(AdapterConfig { name: name.to_owned(), uri: uri.to_owned() })
+        }
+        _ => Err("must be NAME=DIR_OR_URI, such as french=/srv/adapters/french".to_owned()),
     }
 }
 

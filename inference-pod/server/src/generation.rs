@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use fairlead_engine::backend::TokenLogprob;
 use fairlead_engine::engine::{Event, Failure, SubmitError};
+use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::scheduler::Refusal;
-use fairlead_engine::sequence::{EndReason, GenerationRequest, PromptLogprob, SamplingOptions};
+use fairlead_engine::sequence::{EndReason, GenerationRequest, PromptLogprob};
 use fairlead_engine::stop::StopMatcher;
 use fairlead_openai::{ApiError, FinishReason, GenerationOptions};
 use tokio::sync::mpsc;
@@ -135,7 +136,7 @@ impl Generation {
                 sampling: sampling(model, options, logprobs),
                 prompt_logprobs,
                 stop_tokens,
-                deadline: None,
+                ..GenerationRequest::default()
             })
             .map_err(|error| match error {
                 SubmitError::Full { waiting } => ApiError::overloaded(
@@ -178,16 +179,17 @@ impl Generation {
             };
             let output = match event {
                 Event::PromptLogprobs(logprobs) => Ok(Output::Prompt(logprobs)),
-                Event::Token { token, logprob, top_logprobs, end } => {
+                Event::Token { token, end, .. } => {
                     self.measure.token();
-                    let scored = ScoredToken { token, logprob, top: top_logprobs };
+                    let scored =
+                        ScoredToken { token: token.token, logprob: token.logprob, top: token.top_logprobs };
                     match self.piece(scored, end) {
                         Ok(Some(output)) => Ok(output),
                         Ok(None) => continue,
                         Err(error) => Err(codec_error(error)),
                     }
                 }
-                Event::Ended(_) => {
+                Event::Ended { .. } => {
                     self.measure.scored();
                     self.end(Finished::Length);
                     Ok(Output::Piece {
@@ -247,6 +249,7 @@ fn sampling(model: &Model, options: &GenerationOptions, logprobs: Option<u32>) -
         top_k: options.top_k.or(model.defaults.top_k).unwrap_or(0),
         seed: options.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, i64::cast_unsigned),
         logprobs,
+        ..SamplingOptions::default()
     }
 }
 

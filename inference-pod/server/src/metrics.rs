@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn the_names_are_vllms() {
         let metrics = Metrics::new("m");
-        metrics.set_cache(KvCapacity { blocks: 10, block_tokens: 16 });
+        metrics.set_cache(KvCapacity { blocks: 10, block_tokens: 16, block_bytes: 1 });
         metrics.phase("Loading", Duration::from_secs(2));
         metrics.first_token(5, Duration::from_millis(3));
         metrics.load(Load { running: 1, waiting: 2, used_blocks: 1, usable_blocks: 4 });

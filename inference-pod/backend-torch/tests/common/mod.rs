@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadOptions, TorchBackend};
 use fairlead_engine::backend::{
-    Backend, BlockId, SampleRequest, SampledToken, SequenceStep, StepBatch, TokenLogprob,
+    Backend, BlockId, SampleRequest, Sampled, SequenceStep, StepBatch, TokenLogprob,
 };
+use fairlead_engine::sampling::SamplingOptions;
 use fairlead_model::RunDtype;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -186,8 +188,8 @@ impl Driver {
 
     /// Runs one step.
     pub fn run(&mut self, spans: &[Span]) -> Vec<Told> {
-        let steps = spans.iter().map(|span| self.step(span)).collect();
-        let sampled = self.backend.execute(&StepBatch { sequences: steps }).unwrap();
+        let steps: Vec<SequenceStep> = spans.iter().map(|span| self.step(span)).collect();
+        let sampled = self.backend.execute(&StepBatch::from(steps)).unwrap();
         assert_eq!(sampled.len(), spans.len());
         let vocabulary = self.backend.config().vocab_size as usize;
         spans
@@ -199,7 +201,10 @@ impl Driver {
                 let first = sequence.computed;
                 sequence.computed += span.tokens as usize;
                 let given = &sequence.tokens[first + 1..sequence.computed];
-                Told { token: answer.token, distributions: distributions(span, &answer, given, vocabulary) }
+                Told {
+                    token: answer.tokens[0].token,
+                    distributions: distributions(span, &answer, given, vocabulary),
+                }
             })
             .collect()
     }
@@ -228,10 +233,11 @@ impl Driver {
             tokens: sequence.tokens[sequence.computed..end].to_vec(),
             first_position: sequence.computed as u32,
             block_table: sequence.block_table.clone(),
+            drafts: 0,
+            adapter: None,
             sample: Some(SampleRequest {
-                logprobs: span.scored.then_some(vocabulary),
                 prompt_logprobs: span.scored,
-                ..greedy()
+                ..reporting(span.scored.then_some(vocabulary))
             }),
         }
     }
@@ -239,23 +245,21 @@ impl Driver {
 
 /// Asks for the likeliest token and nothing else.
 pub fn greedy() -> SampleRequest {
-    SampleRequest {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        seed: 0,
-        draw: 0,
-        logprobs: None,
-        prompt_logprobs: false,
-        banned: Vec::new(),
-    }
+    reporting(None)
+}
+
+fn reporting(logprobs: Option<u32>) -> SampleRequest {
+    let options = SamplingOptions { temperature: 0.0, logprobs, ..SamplingOptions::default() };
+    SampleRequest::new(Arc::new(options), 0)
 }
 
 /// Puts a scored span's answer into one distribution a token, and checks that its parts agree.
-fn distributions(span: &Span, answer: &SampledToken, given: &[u32], vocabulary: usize) -> Vec<Vec<f32>> {
+fn distributions(span: &Span, answer: &Sampled, given: &[u32], vocabulary: usize) -> Vec<Vec<f32>> {
     if !span.scored {
         assert!(
-            answer.logprob.is_none() && answer.top_logprobs.is_empty() && answer.prompt_logprobs.is_empty()
+            answer.tokens[0].logprob.is_none()
+                && answer.tokens[0].top_logprobs.is_empty()
+                && answer.prompt_logprobs.is_empty()
         );
         return Vec::new();
     }
@@ -273,8 +277,9 @@ fn distributions(span: &Span, answer: &SampledToken, given: &[u32], vocabulary: 
         assert_eq!((own.token, own.logprob), (*token, row[*token as usize]));
         rows.push(row);
     }
-    let last = by_token(&answer.top_logprobs);
-    assert_eq!(answer.logprob, Some(last[answer.token as usize]));
+    let chosen = &answer.tokens[0];
+    let last = by_token(&chosen.top_logprobs);
+    assert_eq!(chosen.logprob, Some(last[chosen.token as usize]));
     rows.push(last);
     rows
 }

@@ -1,7 +1,12 @@
 //! A backend with a real paged cache and no model: the next token is a function of all tokens that the cache holds for a
 //! sequence. A wrong block table, a lost block or a block with two owners therefore changes the answer.
 
-use fairlead_engine::backend::{Backend, BackendError, KvCapacity, SampledToken, StepBatch, TokenLogprob};
+use std::path::Path;
+
+use fairlead_engine::backend::{
+    AdapterError, AdapterId, AdapterInfo, Backend, BackendError, BlockBytes, BlockId, ChosenToken,
+    KvCapacity, Sampled, StepBatch, TokenLogprob,
+};
 
 /// Tokens of the fake vocabulary.
 pub const VOCABULARY: u32 = 50;
@@ -19,7 +24,7 @@ pub struct FakeBackend {
 impl FakeBackend {
     pub fn new(blocks: u32, block_tokens: u32) -> Self {
         Self {
-            capacity: KvCapacity { blocks, block_tokens },
+            capacity: KvCapacity { blocks, block_tokens, block_bytes: 4 * u64::from(block_tokens) },
             cache: vec![None; (blocks * block_tokens) as usize],
             steps: 0,
             failures: Box::new(|_, _| None),
@@ -46,12 +51,25 @@ impl Backend for FakeBackend {
         self.capacity
     }
 
-    fn execute(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, BackendError> {
+    fn execute(&mut self, batch: &StepBatch) -> Result<Vec<Sampled>, BackendError> {
         self.steps += 1;
         if let Some(failure) = (self.failures)(self.steps, batch) {
             return Err(failure);
         }
         let block_tokens = self.capacity.block_tokens as usize;
+        for load in &batch.loads {
+            let first = load.block as usize * block_tokens;
+            for (slot, bytes) in
+                self.cache[first..first + block_tokens].iter_mut().zip(load.bytes.chunks_exact(4))
+            {
+                let token = u32::from_le_bytes(bytes.try_into().unwrap());
+                *slot = (token != u32::MAX).then_some(token);
+            }
+        }
+        for copy in &batch.copies {
+            let from = copy.from as usize * block_tokens;
+            self.cache.copy_within(from..from + block_tokens, copy.to as usize * block_tokens);
+        }
         let mut sampled = Vec::new();
         for step in &batch.sequences {
             assert!(!step.tokens.is_empty());
@@ -66,27 +84,49 @@ impl Backend for FakeBackend {
             }
             let Some(request) = &step.sample else { continue };
             let end = first + step.tokens.len();
-            let prefix: Vec<u32> =
+            let cached: Vec<u32> =
                 (0..end).map(|position| self.cache[slot(position)].expect("not computed")).collect();
+            let certain = end - step.drafts as usize;
             let prompt_logprobs = if request.prompt_logprobs {
                 let entry = |position: usize| {
                     (
-                        TokenLogprob { token: prefix[position], logprob: logprob(&prefix[..=position]) },
+                        TokenLogprob { token: cached[position], logprob: logprob(&cached[..=position]) },
                         Vec::new(),
                     )
                 };
-                (first + 1..end).map(entry).collect()
+                (first + 1..certain).map(entry).collect()
             } else {
                 Vec::new()
             };
-            sampled.push(SampledToken {
-                sequence: step.sequence,
-                token: next_token(&prefix, request.seed, request.draw),
-                logprob: request.logprobs.map(|_| logprob(&prefix)),
-                top_logprobs: Vec::new(),
-                prompt_logprobs,
-            });
+            let mut tokens = Vec::new();
+            for length in certain..=end {
+                let prefix = &cached[..length];
+                let draw = request.draw + tokens.len() as u64;
+                let token = next_token(prefix, request.options.seed, draw);
+                let logprob = request.options.logprobs.map(|_| logprob(prefix));
+                tokens.push(ChosenToken { token, logprob, top_logprobs: Vec::new() });
+                if cached.get(length) != Some(&token) {
+                    break;
+                }
+            }
+            sampled.push(Sampled { sequence: step.sequence, tokens, prompt_logprobs, drafts: Vec::new() });
         }
         Ok(sampled)
     }
+
+    fn read_blocks(&mut self, blocks: &[BlockId]) -> Result<Vec<BlockBytes>, BackendError> {
+        let block_tokens = self.capacity.block_tokens as usize;
+        let bytes = |block: &BlockId| {
+            let first = *block as usize * block_tokens;
+            let slots = &self.cache[first..first + block_tokens];
+            slots.iter().flat_map(|token| token.unwrap_or(u32::MAX).to_le_bytes()).collect()
+        };
+        Ok(blocks.iter().map(bytes).collect())
+    }
+
+    fn load_adapter(&mut self, _: AdapterId, _: &Path) -> Result<AdapterInfo, AdapterError> {
+        Err(AdapterError::Invalid("this backend has no adapters".to_owned()))
+    }
+
+    fn unload_adapter(&mut self, _: AdapterId) {}
 }

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 
 use fairlead_crds::model_deployment::ModelPlan;
 use fairlead_fetch::SourceUri;
-use fairlead_inference_config::{Device, Dtype, EngineConfig, InferenceConfig, ModelConfig, ServerConfig};
+use fairlead_inference_config::{
+    Device, Dtype, EngineConfig, InferenceConfig, KvCacheConfig, ModelConfig, ServerConfig, Task,
+};
 use fairlead_model::{DeviceKind, RunDtype};
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 
@@ -65,6 +67,10 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
             gpu_memory_utilization: (!sized).then_some(*utilization),
             threads: None,
         },
+        task: Task::default(),
+        kv_cache: KvCacheConfig::default(),
+        adapters: Vec::new(),
+        speculation: None,
         server: ServerConfig {
             drain_delay_seconds: drain_delay_seconds(validated.pod.grace_seconds),
             drain_seconds: drain_seconds(validated.pod.grace_seconds),
