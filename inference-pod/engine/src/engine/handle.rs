@@ -1,0 +1,151 @@
+//! The way to a running engine: requests go in, events come out, a bounded number may wait.
+//!
+//! Held by request handlers; the other end of its channel is [`super::step_loop`].
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::mpsc;
+
+use crate::backend::{ChosenToken, KvCapacity};
+use crate::scheduler::Refusal;
+use crate::sequence::{EndReason, GenerationRequest, PromptLogprob};
+
+/// What happens to a request, in order. The last one of each answer has an `end`, or is `Ended`; `Failed`
+/// ends them all.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The prompt's log-probabilities, from its second token on; comes before any token. Not sent for a prompt of one token.
+    PromptLogprobs(Vec<PromptLogprob>),
+    /// A new token of one answer.
+    Token {
+        /// Number of the answer, from 0 to `choices` - 1.
+        choice: u32,
+        /// The token and what is known of it.
+        token: ChosenToken,
+        /// Set when it is the answer's last one.
+        end: Option<EndReason>,
+    },
+    /// An answer ended without a token.
+    Ended {
+        /// Number of the answer.
+        choice: u32,
+        /// Why.
+        end: EndReason,
+    },
+    /// It failed.
+    Failed(Failure),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// It cannot be run.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Its logits were not finite.
+    #[error(
+        "the model gave numbers that are not finite for this request; its weights or its dtype may be broken"
+    )]
+    NonFinite,
+    /// Memory ran out even for this request alone.
+    #[error("memory ran out for this request; shorten the prompt, or lower engine.maxBatchedTokens")]
+    OutOfMemory,
+    /// Its deadline has passed.
+    #[error("the request's deadline has passed")]
+    DeadlinePassed,
+    /// The engine has stopped for good.
+    #[error("the engine has stopped: {0}")]
+    Dead(String),
+}
+
+/// Why a request is not even queued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// As many as may are waiting already.
+    #[error("{waiting} requests are waiting already")]
+    Full {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// The engine has stopped for good.
+    #[error("the engine has stopped: {0}")]
+    Dead(String),
+}
+
+pub(super) enum Command {
+    Submit { request: GenerationRequest, events: mpsc::Sender<Event>, slot: QueueSlot },
+    Drain,
+}
+
+pub(super) struct Shared {
+    pub(super) queued: AtomicUsize,
+    pub(super) dead: OnceLock<String>,
+}
+
+/// A place in the queue; given back when dropped.
+pub(super) struct QueueSlot(pub(super) Arc<Shared>);
+
+impl Drop for QueueSlot {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The way to a running engine; cheap to clone.
+#[derive(Clone)]
+pub struct EngineHandle {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) capacity: KvCapacity,
+    pub(super) max_model_len: u32,
+    pub(super) max_queued: usize,
+}
+
+impl EngineHandle {
+    /// Queues a request. Dropping the receiver aborts it.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; a request that can never run is told so by its first event instead.
+    pub fn submit(&self, request: GenerationRequest) -> Result<mpsc::Receiver<Event>, SubmitError> {
+        if let Some(reason) = self.dead() {
+            return Err(SubmitError::Dead(reason.to_owned()));
+        }
+        let grown = |queued| (queued < self.max_queued).then_some(queued + 1);
+        let slot = match self.shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown) {
+            Ok(_) => QueueSlot(Arc::clone(&self.shared)),
+            Err(waiting) => return Err(SubmitError::Full { waiting }),
+        };
+        // Room for a whole answer, so that the engine never waits for a client that reads slowly.
+        let room = request.max_new_tokens.min(self.max_model_len) as usize + 4;
+        let (events, receiver) = mpsc::channel(room);
+        self.commands.try_send(Command::Submit { request, events, slot }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => SubmitError::Full { waiting: self.max_queued },
+            mpsc::error::TrySendError::Closed(_) => {
+                SubmitError::Dead(self.dead().unwrap_or("it was drained").to_owned())
+            }
+        })?;
+        Ok(receiver)
+    }
+
+    /// Why the engine has stopped for good; `None` while it lives.
+    pub fn dead(&self) -> Option<&str> {
+        self.shared.dead.get().map(String::as_str)
+    }
+
+    /// Size of the KV cache.
+    pub fn capacity(&self) -> KvCapacity {
+        self.capacity
+    }
+
+    /// Longest sequence that is taken: what the options allow, or the whole cache where that is smaller.
+    pub fn max_model_len(&self) -> u32 {
+        self.max_model_len
+    }
+
+    /// Lets the engine finish what it has, take nothing new, and end its thread.
+    pub async fn drain(&self) {
+        // A closed channel means that the thread has ended already.
+        let _ = self.commands.send(Command::Drain).await;
+    }
+}
