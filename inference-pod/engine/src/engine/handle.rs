@@ -74,7 +74,7 @@ pub enum SubmitError {
 }
 
 pub(super) enum Command {
-    Submit { request: GenerationRequest, events: mpsc::Sender<Event>, slot: QueueSlot },
+    Submit { request: Box<GenerationRequest>, events: mpsc::Sender<Event>, slot: QueueSlot },
     Drain,
 }
 
@@ -119,6 +119,7 @@ impl EngineHandle {
         // Room for a whole answer, so that the engine never waits for a client that reads slowly.
         let room = request.max_new_tokens.min(self.max_model_len) as usize + 4;
         let (events, receiver) = mpsc::channel(room);
+        let request = Box::new(request);
         self.commands.try_send(Command::Submit { request, events, slot }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SubmitError::Full { waiting: self.max_queued },
             mpsc::error::TrySendError::Closed(_) => {

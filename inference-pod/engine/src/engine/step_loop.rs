@@ -151,7 +151,7 @@ impl<B: Backend> Engine<B> {
             Command::Submit { request, events, slot } => {
                 let id = self.next_id;
                 self.next_id += 1;
-                match self.state.add(id, request) {
+                match self.state.add(id, *request) {
                     Ok(()) => drop(self.clients.insert(id, Client { events, slot: Some(slot) })),
                     Err(refusal) => drop(events.try_send(Event::Failed(Failure::Refused(refusal)))),
                 }
