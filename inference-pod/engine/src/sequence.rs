@@ -11,6 +11,9 @@ use crate::sampling::{SamplingOptions, TokenMask};
 pub struct GenerationRequest {
     /// The prompt; at least one token.
     pub prompt: Vec<u32>,
+    /// The answer's first tokens, where another engine has chosen them already: it goes on after them as it would have there.
+    /// They count as the answer's, in `max_new_tokens` too, and are not reported again. For one answer only.
+    pub answered: Vec<u32>,
     /// Answers to make of it, each with a seed of its own (`sampling.seed` plus the answer's number); 0 counts as 1.
     pub choices: u32,
     /// Most tokens to generate for each answer; 0 only scores the prompt.
@@ -116,8 +119,10 @@ pub struct Sequence {
 
 impl Sequence {
     pub(crate) fn new(id: SequenceId, mut request: GenerationRequest) -> Self {
-        let tokens = std::mem::take(&mut request.prompt);
+        let mut tokens = std::mem::take(&mut request.prompt);
         let prompt_length = tokens.len();
+        // From here on it is like a sequence that was preempted after them.
+        tokens.append(&mut request.answered);
         Self {
             id,
             tokens,

@@ -66,7 +66,7 @@ async fn read(mut events: Receiver<Event>) -> (Vec<u32>, Option<Failure>) {
         match event {
             Event::Token { token, .. } => tokens.push(token.token),
             Event::Failed(failure) => return (tokens, Some(failure)),
-            Event::Ended { .. } | Event::PromptLogprobs(_) => {}
+            Event::Admitted { .. } | Event::Ended { .. } | Event::PromptLogprobs(_) => {}
         }
     }
     (tokens, None)
@@ -95,6 +95,16 @@ async fn many_requests_at_once_get_their_own_answers_and_all_blocks_come_back() 
         assert_eq!(read(events).await, (expected(prompt, 20), None));
     }
     until(&mut watched, |load| load.running + load.waiting == 0 && load.used_blocks == 0).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_another_engine_began_goes_on_as_it_would_have_there() {
+    let (engine, _watched) = run(FakeBackend::new(100, 4), OPTIONS).await;
+    let whole = expected(&[3, 1], 9);
+    for cut in 1..9 {
+        let resumed = GenerationRequest { answered: whole[..cut].to_vec(), ..request(vec![3, 1], 9) };
+        assert_eq!(read(engine.submit(resumed).unwrap()).await, (whole[cut..].to_vec(), None));
+    }
 }
 
 #[tokio::test]

@@ -178,6 +178,7 @@ impl Generation {
                 None => Event::Failed(Failure::Dead("it gave no answer".to_owned())),
             };
             let output = match event {
+                Event::Admitted { .. } => continue,
                 Event::PromptLogprobs(logprobs) => Ok(Output::Prompt(logprobs)),
                 Event::Token { token, end, .. } => {
                     self.measure.token();

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
@@ -15,6 +16,11 @@ use crate::sequence::{EndReason, GenerationRequest, PromptLogprob};
 /// ends them all.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// It no longer waits; comes once, before everything else.
+    Admitted {
+        /// When its first step was planned.
+        at: Instant,
+    },
     /// The prompt's log-probabilities, from its second token on; comes before any token. Not sent for a prompt of one token.
     PromptLogprobs(Vec<PromptLogprob>),
     /// A new token of one answer.
@@ -117,7 +123,7 @@ impl EngineHandle {
             Err(waiting) => return Err(SubmitError::Full { waiting }),
         };
         // Room for a whole answer, so that the engine never waits for a client that reads slowly.
-        let room = request.max_new_tokens.min(self.max_model_len) as usize + 4;
+        let room = request.max_new_tokens.min(self.max_model_len) as usize + 5;
         let (events, receiver) = mpsc::channel(room);
         let request = Box::new(request);
         self.commands.try_send(Command::Submit { request, events, slot }).map_err(|error| match error {

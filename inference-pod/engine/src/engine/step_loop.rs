@@ -85,8 +85,11 @@ impl<B: Backend> Engine<B> {
         self.drop_the_gone(Instant::now())?;
         let plan = schedule(&mut self.state, self.budget)?;
         for id in &plan.admitted {
-            if let Some(client) = self.clients.get_mut(id) {
-                client.slot = None;
+            if let Some(client) = self.clients.get_mut(id)
+                && client.slot.take().is_some()
+            {
+                // Whoever has gone need not be told.
+                let _ = client.events.try_send(Event::Admitted { at: Instant::now() });
             }
         }
         self.report_load();
