@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fairlead_engine::backend::{
-    AdapterError, AdapterId, AdapterInfo, Backend, BackendError, BlockBytes, BlockId, KvCapacity,
+    AdapterError, AdapterId, Backend, BackendError, BlockBytes, BlockId, KvCapacity, ReadAdapter,
     SampleRequest, Sampled, SequenceId, SequenceStep, StepBatch,
 };
 use fairlead_engine::sampling::SamplingOptions;
@@ -177,7 +177,7 @@ impl Backend for TorchBackend {
         blocks.iter().map(|&block| self.cache.read(block).map_err(step_error)).collect()
     }
 
-    fn load_adapter(&mut self, _id: AdapterId, _folder: &Path) -> Result<AdapterInfo, AdapterError> {
+    fn load_adapter(&mut self, _id: AdapterId, _adapter: ReadAdapter) -> Result<(), AdapterError> {
         Err(AdapterError::Invalid("LoRA adapters are not supported by this model".to_owned()))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Implemented by `fairlead-backend-torch`; called by the engine's own thread only.
 
+use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -178,10 +179,33 @@ pub struct AdapterInfo {
     pub bytes: u64,
 }
 
+/// An adapter that has been read, on its way to the backend whose reader read it.
+#[derive(Debug)]
+pub struct ReadAdapter {
+    /// What it amounts to.
+    pub info: AdapterInfo,
+    /// Digest of its files.
+    pub digest: [u8; 32],
+    /// Its matrices, as the backend keeps them.
+    pub weights: Box<dyn Any + Send>,
+}
+
+/// Reads adapters on any thread but the engine's, so that no running sequence waits for a disk.
+pub trait AdapterReader: Send + Sync {
+    /// Reads a LoRA adapter (PEFT layout) from `folder` and checks it against the model.
+    ///
+    /// # Errors
+    /// [`AdapterError`].
+    fn read(&self, folder: &Path) -> Result<ReadAdapter, AdapterError>;
+}
+
 /// Why an adapter was not loaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdapterError {
-    /// Its files are not there, broken, or made for another model.
+    /// Its files are not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// Its files are broken, or made for another model.
     #[error("{0}")]
     Invalid(String),
     /// There is no room for it.
@@ -224,11 +248,16 @@ pub trait Backend {
     /// See [`BackendError`]; nothing is lost but the copy.
     fn read_blocks(&mut self, blocks: &[BlockId]) -> Result<Vec<BlockBytes>, BackendError>;
 
-    /// Loads a LoRA adapter (PEFT layout) from `folder`.
+    /// What reads adapters for this backend; `None` where the model takes none.
+    fn adapter_reader(&self) -> Option<Arc<dyn AdapterReader>> {
+        None
+    }
+
+    /// Takes in an adapter that its reader has read; quick, since running sequences wait for it.
     ///
     /// # Errors
     /// [`AdapterError`]; the model runs on without it.
-    fn load_adapter(&mut self, id: AdapterId, folder: &Path) -> Result<AdapterInfo, AdapterError>;
+    fn load_adapter(&mut self, id: AdapterId, adapter: ReadAdapter) -> Result<(), AdapterError>;
 
     /// Forgets an adapter that no sequence uses any more.
     fn unload_adapter(&mut self, id: AdapterId);

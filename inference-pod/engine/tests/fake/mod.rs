@@ -1,11 +1,9 @@
 //! A backend with a real paged cache and no model: the next token is a function of all tokens that the cache holds for a
 //! sequence. A wrong block table, a lost block or a block with two owners therefore changes the answer.
 
-use std::path::Path;
-
 use fairlead_engine::backend::{
-    AdapterError, AdapterId, AdapterInfo, Backend, BackendError, BlockBytes, BlockId, ChosenToken,
-    KvCapacity, Sampled, StepBatch, TokenLogprob,
+    AdapterError, AdapterId, Backend, BackendError, BlockBytes, BlockId, ChosenToken, KvCapacity,
+    ReadAdapter, Sampled, StepBatch, TokenLogprob,
 };
 
 /// Tokens of the fake vocabulary.
@@ -124,7 +122,7 @@ impl Backend for FakeBackend {
         Ok(blocks.iter().map(bytes).collect())
     }
 
-    fn load_adapter(&mut self, _: AdapterId, _: &Path) -> Result<AdapterInfo, AdapterError> {
+    fn load_adapter(&mut self, _: AdapterId, _: ReadAdapter) -> Result<(), AdapterError> {
         Err(AdapterError::Invalid("this backend has no adapters".to_owned()))
     }
 
