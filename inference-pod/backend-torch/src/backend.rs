@@ -17,7 +17,7 @@ use crate::device::ComputeDevice;
 use crate::error::{LoadError, step_error};
 use crate::kv_cache::KvCache;
 use crate::logits::sample_step;
-use crate::model::LlamaModel;
+use crate::model::DecoderModel;
 use crate::step::StepLayout;
 use crate::weights::read_config;
 
@@ -44,7 +44,7 @@ pub struct LoadOptions {
 
 /// A model that runs steps. One thread owns it.
 pub struct TorchBackend {
-    model: LlamaModel,
+    model: DecoderModel,
     cache: KvCache,
     config: ModelConfig,
     weights: WeightsSummary,
@@ -72,7 +72,7 @@ impl TorchBackend {
         let config = read_config(folder)?;
         let dtype = options.dtype.unwrap_or_else(|| options.device.kind().auto_dtype());
         let (model, weights) =
-            LlamaModel::load(folder, &config, dtype, options.device, options.block_tokens, progress)?;
+            DecoderModel::load(folder, &config, dtype, options.device, options.block_tokens, progress)?;
         let cache =
             KvCache::allocate(&config, dtype, options.device, options.block_tokens, options.kv_cache_bytes)?;
         tracing::info!(

@@ -1,4 +1,4 @@
-//! The Llama architecture: embedding, layers, norm, output.
+//! A decoder of the Llama family (Llama, Mistral, Qwen): embedding, layers, norm, output.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::step::StepLayout;
 use crate::weights::{Progress, Weights};
 
 /// A loaded model.
-pub(crate) struct LlamaModel {
+pub(crate) struct DecoderModel {
     /// `[vocabulary, hidden]`
     embedding: Tensor,
     layers: Vec<Layer>,
@@ -35,7 +35,7 @@ struct Layer {
     mlp: Mlp,
 }
 
-impl LlamaModel {
+impl DecoderModel {
     /// Loads the weights in `folder`.
     pub(crate) fn load(
         folder: &Path,
@@ -49,7 +49,7 @@ impl LlamaModel {
         let (kind, device) = (torch_kind(dtype), device.torch());
         let embedding = weights.load(EMBEDDING)?;
         let layers = (0..config.num_hidden_layers)
-            .map(|layer| Layer::load(&mut weights, &format!("model.layers.{layer}"), config))
+            .map(|layer| Layer::load(&mut weights, layer, config))
             .collect::<Result<_, _>>()?;
         let norm = RmsNorm::load(&mut weights, "model.norm", config.rms_norm_eps)?;
         let output = if config.tie_word_embeddings {
@@ -64,7 +64,11 @@ impl LlamaModel {
             norm,
             output,
             rope: Rope::new(config, device).map_err(LoadError::torch("making the rotary frequencies"))?,
-            attention: LibtorchAttention::new(HeadShape::of(config), block_tokens),
+            attention: LibtorchAttention::new(
+                HeadShape::of(config),
+                block_tokens,
+                config.sliding_window.as_ref().map(|window| window.tokens),
+            ),
             kind,
             device,
         };
@@ -72,7 +76,7 @@ impl LlamaModel {
     }
 
     /// Runs all tokens of a step through all layers and stores their keys and values. `[tokens, hidden]`, before the last
-    /// norm: only the rows that [`LlamaModel::logits`] is asked for need it.
+    /// norm: only the rows that [`DecoderModel::logits`] is asked for need it.
     pub(crate) fn forward(&self, layout: &StepLayout, cache: &mut KvCache) -> Result<Tensor, TchError> {
         let on_device = |numbers: &[i64]| Tensor::f_from_slice(numbers)?.f_to_device(self.device);
         let tokens = on_device(&layout.tokens)?;
@@ -92,7 +96,7 @@ impl LlamaModel {
         Ok(hidden)
     }
 
-    /// Logits of some rows of what [`LlamaModel::forward`] gave: `[rows, vocabulary]` in f32, on the CPU.
+    /// Logits of some rows of what [`DecoderModel::forward`] gave: `[rows, vocabulary]` in f32, on the CPU.
     pub(crate) fn logits(&self, hidden: &Tensor, rows: &[i64]) -> Result<Tensor, TchError> {
         let rows = Tensor::f_from_slice(rows)?.f_to_device(self.device)?;
         let normed = self.norm.forward(&hidden.f_index_select(0, &rows)?)?;
@@ -101,13 +105,15 @@ impl LlamaModel {
 }
 
 impl Layer {
-    fn load(weights: &mut Weights<'_>, name: &str, config: &ModelConfig) -> Result<Self, LoadError> {
+    fn load(weights: &mut Weights<'_>, layer: u32, config: &ModelConfig) -> Result<Self, LoadError> {
+        let name = format!("model.layers.{layer}");
+        let kind = config.attention_kind(layer);
         let norm = |weights: &mut Weights<'_>, part: &str| {
             RmsNorm::load(weights, &format!("{name}.{part}"), config.rms_norm_eps)
         };
         Ok(Self {
             attention_norm: norm(weights, "input_layernorm")?,
-            attention: SelfAttention::load(weights, &format!("{name}.self_attn"), config)?,
+            attention: SelfAttention::load(weights, &format!("{name}.self_attn"), config, kind)?,
             mlp_norm: norm(weights, "post_attention_layernorm")?,
             mlp: Mlp::load(weights, &format!("{name}.mlp"), config.intermediate_size, config.mlp_bias)?,
         })

@@ -9,6 +9,8 @@ use tch::{Device, Kind, TchError, Tensor};
 pub(crate) struct Rope {
     /// `[head_dim / 2]`, f32.
     frequencies: Tensor,
+    /// What sines and cosines are multiplied by.
+    attention_factor: f64,
 }
 
 /// Sines and cosines of one step's positions.
@@ -24,15 +26,21 @@ pub(crate) struct RotaryAngles {
 impl Rope {
     pub(crate) fn new(config: &ModelConfig, device: Device) -> Result<Self, TchError> {
         let frequencies = config.rope.inverse_frequencies(config.head_dim);
-        Ok(Self { frequencies: Tensor::f_from_slice(&frequencies)?.f_to_device(device)? })
+        Ok(Self {
+            frequencies: Tensor::f_from_slice(&frequencies)?.f_to_device(device)?,
+            attention_factor: config.rope.attention_factor(),
+        })
     }
 
     /// Angles of `positions`, `[tokens]` of i64. Computed in f32 whatever `kind` is, as a position of some thousands times
     /// a frequency has no digits left in bf16.
     pub(crate) fn angles(&self, positions: &Tensor, kind: Kind) -> Result<RotaryAngles, TchError> {
         let angles = positions.f_to_kind(Kind::Float)?.f_outer(&self.frequencies)?.f_unsqueeze(1)?;
-        let cosine = angles.f_cos()?;
-        let sine = angles.f_sin()?;
+        let mut cosine = angles.f_cos()?;
+        let mut sine = angles.f_sin()?;
+        for table in [&mut cosine, &mut sine] {
+            let _ = table.f_mul_scalar_(self.attention_factor)?;
+        }
         Ok(RotaryAngles {
             cosine: Tensor::f_cat(&[&cosine, &cosine], -1)?.f_to_kind(kind)?,
             negative_sine: sine.f_neg()?.f_to_kind(kind)?,
@@ -60,7 +68,7 @@ mod tests {
 
     #[test]
     fn turns_each_pair_by_position_times_frequency() {
-        let rope = Rope { frequencies: Tensor::from_slice(&[1.0_f32, 0.1]) };
+        let rope = Rope { frequencies: Tensor::from_slice(&[1.0_f32, 0.1]), attention_factor: 1.0 };
         let angles = rope.angles(&Tensor::from_slice(&[0_i64, 3]), Kind::Float).unwrap();
         // Two tokens, two heads: the unit vectors of pair 0 and of pair 1.
         let heads = Tensor::from_slice(&[1.0_f32, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])

@@ -95,9 +95,9 @@ fn a_model_that_is_not_supported_says_what_is() {
     let folder = copy("gqa_untied");
     edit_config(folder.path(), |config| {
         config["rope_parameters"] =
-            serde_json::json!({"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0});
+            serde_json::json!({"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0});
     });
-    assert_refused(folder.path(), Reason::UnsupportedArchitecture, "yarn");
+    assert_refused(folder.path(), Reason::UnsupportedArchitecture, "longrope");
 }
 
 #[test]

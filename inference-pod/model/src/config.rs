@@ -6,15 +6,21 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::architecture::{Architecture, ArchitectureRow, AttentionBias};
 use crate::dtype::StoredDtype;
 use crate::error::{ModelError, clip};
+use crate::fields::Fields;
 use crate::rope::Rope;
+use crate::sliding_window::{AttentionKind, SlidingWindow};
 
 /// The file this module reads.
 pub const CONFIG_FILE: &str = "config.json";
 
 /// Longest config.json that is read, in bytes.
 pub const MAX_CONFIG_BYTES: usize = 1 << 20;
+
+/// Values of `hidden_act` that the engine's MLP computes.
+const ACTIVATIONS: [&str; 2] = ["silu", "swish"];
 
 /// Upper limits of sizes, above any model there is. They keep every product of this crate well inside 64 bits.
 mod limit {
@@ -25,42 +31,6 @@ mod limit {
     pub const VOCABULARY: u32 = 1 << 24;
     pub const POSITIONS: u32 = 1 << 28;
     pub const STOP_TOKENS: usize = 64;
-}
-
-/// Architectures that the engine runs. A new one is a variant, a row in [`Architecture::TABLE`], and what its row needs in
-/// `tensors.rs`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Architecture {
-    /// Llama 1 to 3.x and whatever else is saved under that name.
-    LlamaForCausalLM,
-}
-
-/// What distinguishes one architecture of the Llama family from another when its config.json is read.
-struct ArchitectureRow {
-    architecture: Architecture,
-    name: &'static str,
-    /// Values of `hidden_act` that the engine's MLP computes.
-    activations: &'static [&'static str],
-}
-
-impl Architecture {
-    const TABLE: &'static [ArchitectureRow] = &[ArchitectureRow {
-        architecture: Self::LlamaForCausalLM,
-        name: "LlamaForCausalLM",
-        activations: &["silu", "swish"],
-    }];
-
-    /// The name in `architectures` of config.json.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        Self::TABLE.iter().find(|row| row.architecture == self).map_or("", |row| row.name)
-    }
-
-    /// Names of all architectures, for messages.
-    #[must_use]
-    pub fn supported() -> String {
-        Self::TABLE.iter().map(|row| row.name).collect::<Vec<_>>().join(", ")
-    }
 }
 
 /// A model's shape and settings, from config.json.
@@ -89,11 +59,18 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Whether the output projection is the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether the q, k, v and o projections have a bias.
-    pub attention_bias: bool,
+    /// Whether the q, k and v projections have a bias.
+    pub qkv_bias: bool,
+    /// Whether the o projection has a bias.
+    pub output_bias: bool,
+    /// Whether each head of queries and keys is normed before it is turned.
+    pub qk_norm: bool,
     /// Whether the gate, up and down projections have a bias.
     pub mlp_bias: bool,
-    /// Longest sequence the model was made for, in tokens.
+    /// Layers that see only the last so many tokens; `None` if all see everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<SlidingWindow>,
+    /// Longest sequence the model was made for, in tokens; where YaRN stretches it further, that length.
     pub max_position_embeddings: u32,
     /// Number type the weights were saved in, when config.json says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,9 +99,9 @@ impl ModelConfig {
         let value: Value =
             serde_json::from_slice(bytes).map_err(|error| invalid(format!("is not JSON: {error}")))?;
         let Value::Object(map) = value else { return Err(invalid("must hold a JSON object")) };
-        let fields = Fields { map: &map };
+        let fields = Fields { file: CONFIG_FILE, prefix: "", map: &map };
 
-        let row = architecture(&map)?;
+        let row = ArchitectureRow::of(fields)?;
         if map.get("quantization_config").is_some_and(|value| !value.is_null()) {
             let method =
                 map.get("quantization_config").and_then(|q| q.get("quant_method")).and_then(Value::as_str);
@@ -138,7 +115,7 @@ impl ModelConfig {
             ));
         }
         if let Some(activation) = map.get("hidden_act").and_then(Value::as_str)
-            && !row.activations.contains(&activation)
+            && !ACTIVATIONS.contains(&activation)
         {
             let problem = format!("hidden_act \"{}\" is not supported; supported: silu", clip(activation));
             return Err(ModelError::unsupported(CONFIG_FILE, problem));
@@ -146,15 +123,18 @@ impl ModelConfig {
 
         let hidden_size = fields.size("hidden_size", limit::WIDTH)?;
         let num_attention_heads = fields.size("num_attention_heads", limit::HEADS)?;
-        let num_key_value_heads =
-            fields.optional_size("num_key_value_heads", limit::HEADS)?.unwrap_or(num_attention_heads);
+        let num_key_value_heads = match fields.optional_size("num_key_value_heads", limit::HEADS)? {
+            Some(heads) => heads,
+            None if map.contains_key("num_key_value_heads") => num_attention_heads,
+            None => row.kv_heads.unwrap_or(num_attention_heads),
+        };
         if num_attention_heads % num_key_value_heads != 0 {
             return Err(invalid(format!(
                 "num_attention_heads ({num_attention_heads}) must be a multiple of num_key_value_heads \
                  ({num_key_value_heads})"
             )));
         }
-        let head_dim = match fields.optional_size("head_dim", limit::HEAD_DIM)? {
+        let head_dim = match fields.optional_size("head_dim", limit::HEAD_DIM)?.or(row.head_dim) {
             Some(head_dim) => head_dim,
             None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
             None => {
@@ -170,23 +150,34 @@ impl ModelConfig {
                 limit::HEAD_DIM
             )));
         }
-        let vocab_size = fields.size("vocab_size", limit::VOCABULARY)?;
+        let num_hidden_layers = fields.size("num_hidden_layers", limit::LAYERS)?;
+        let positions = fields.size("max_position_embeddings", limit::POSITIONS)?;
+        let rope = Rope::parse(fields, positions)?;
+        let attention_bias =
+            row.attention_bias == AttentionBias::Configured && fields.flag("attention_bias")?;
 
         Ok(Self {
             architecture: row.architecture,
             hidden_size,
             intermediate_size: fields.size("intermediate_size", limit::WIDTH * 4)?,
-            num_hidden_layers: fields.size("num_hidden_layers", limit::LAYERS)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            vocab_size,
-            rms_norm_eps: fields.epsilon("rms_norm_eps")?,
-            rope: Rope::parse(&map)?,
+            vocab_size: fields.size("vocab_size", limit::VOCABULARY)?,
+            rms_norm_eps: fields.optional_number("rms_norm_eps", 0.0, 1.0)?.unwrap_or(1e-6),
+            rope,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-            attention_bias: fields.flag("attention_bias")?,
-            mlp_bias: fields.flag("mlp_bias")?,
-            max_position_embeddings: fields.size("max_position_embeddings", limit::POSITIONS)?,
+            qkv_bias: attention_bias || row.attention_bias == AttentionBias::QueryKeyValue,
+            output_bias: attention_bias,
+            qk_norm: row.qk_norm,
+            mlp_bias: row.mlp_bias && fields.flag("mlp_bias")?,
+            sliding_window: SlidingWindow::parse(fields, row.window, num_hidden_layers, limit::POSITIONS)?,
+            max_position_embeddings: rope
+                .longest_sequence()
+                .unwrap_or(0)
+                .max(positions)
+                .min(limit::POSITIONS),
             stored_dtype: stored_dtype(&map),
             bos_token_id: token_ids(CONFIG_FILE, "bos_token_id", map.get("bos_token_id"))?.first().copied(),
             eos_token_ids: token_ids(CONFIG_FILE, "eos_token_id", map.get("eos_token_id"))?,
@@ -198,29 +189,12 @@ impl ModelConfig {
     pub fn query_groups(&self) -> u32 {
         self.num_attention_heads / self.num_key_value_heads.max(1)
     }
-}
 
-fn architecture(map: &Map<String, Value>) -> Result<&'static ArchitectureRow, ModelError> {
-    let names: Vec<&str> = match map.get("architectures") {
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-        Some(Value::Null) | None => Vec::new(),
-        Some(_) => return Err(invalid("architectures must be a list of names")),
-    };
-    let Some(&name) = names.first() else {
-        return Err(invalid(
-            "architectures is missing; it must name the model's class, as transformers writes it",
-        ));
-    };
-    Architecture::TABLE.iter().find(|row| row.name == name).ok_or_else(|| {
-        ModelError::unsupported(
-            CONFIG_FILE,
-            format!(
-                "architecture \"{}\" is not supported; supported: {}",
-                clip(name),
-                Architecture::supported()
-            ),
-        )
-    })
+    /// What a layer attends to.
+    #[must_use]
+    pub fn attention_kind(&self, layer: u32) -> AttentionKind {
+        self.sliding_window.as_ref().map_or(AttentionKind::Full, |window| window.kind(layer))
+    }
 }
 
 fn stored_dtype(map: &Map<String, Value>) -> Option<StoredDtype> {
@@ -261,50 +235,4 @@ pub(crate) fn token_ids(file: &str, field: &str, value: Option<&Value>) -> Resul
 
 fn invalid(problem: impl Into<String>) -> ModelError {
     ModelError::invalid(CONFIG_FILE, problem)
-}
-
-/// Typed access to config.json's fields; every error names the field.
-struct Fields<'a> {
-    map: &'a Map<String, Value>,
-}
-
-impl Fields<'_> {
-    fn size(&self, field: &str, most: u32) -> Result<u32, ModelError> {
-        self.optional_size(field, most)?.ok_or_else(|| invalid(format!("{field} is missing")))
-    }
-
-    fn optional_size(&self, field: &str, most: u32) -> Result<Option<u32>, ModelError> {
-        match self.map.get(field) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => value
-                .as_u64()
-                .and_then(|size| u32::try_from(size).ok())
-                .filter(|size| (1..=most).contains(size))
-                .map(Some)
-                .ok_or_else(|| {
-                    let value = clip(&value.to_string());
-                    invalid(format!("{field} is {value}, it must be a whole number from 1 to {most}"))
-                }),
-        }
-    }
-
-    fn epsilon(&self, field: &str) -> Result<f64, ModelError> {
-        match self.map.get(field) {
-            None | Some(Value::Null) => Ok(1e-6),
-            Some(value) => value
-                .as_f64()
-                .filter(|epsilon| (0.0..=1.0).contains(epsilon))
-                .ok_or_else(|| invalid(format!("{field} is {value}, it must be from 0 to 1"))),
-        }
-    }
-
-    fn flag(&self, field: &str) -> Result<bool, ModelError> {
-        match self.map.get(field) {
-            None | Some(Value::Null) => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(value) => {
-                Err(invalid(format!("{field} is {}, it must be true or false", clip(&value.to_string()))))
-            }
-        }
-    }
 }

@@ -8,17 +8,21 @@
 //! Everything that is parsed here comes from the outside, so the parsers take hostile bytes: sizes are bounded, sums are
 //! checked, and nothing panics.
 
+pub mod architecture;
 pub mod config;
 pub mod dtype;
 pub mod error;
+mod fields;
 pub mod generation;
 pub mod index;
 pub mod plan;
 pub mod rope;
 pub mod safetensors_header;
+pub mod sliding_window;
 pub mod tensors;
 
-pub use config::{Architecture, ModelConfig};
+pub use architecture::Architecture;
+pub use config::ModelConfig;
 pub use dtype::{DeviceKind, RunDtype, StoredDtype};
 pub use error::{ModelError, Reason};
 pub use generation::GenerationDefaults;
@@ -26,4 +30,5 @@ pub use index::SafetensorsIndex;
 pub use plan::{Plan, PlanInputs, plan};
 pub use rope::{Rope, RopeScaling};
 pub use safetensors_header::{SafetensorsHeader, TensorInfo};
+pub use sliding_window::{AttentionKind, SlidingWindow};
 pub use tensors::{Checkpoint, TensorSpec, WeightsSummary};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Architecture, ModelConfig};
+use crate::config::ModelConfig;
 use crate::dtype::StoredDtype;
 use crate::error::{ModelError, clip};
 use crate::index::{INDEX_FILE, SafetensorsIndex};
@@ -40,13 +40,11 @@ impl ModelConfig {
     /// Every tensor that the engine loads, in the order in which it uses them.
     #[must_use]
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        match self.architecture {
-            Architecture::LlamaForCausalLM => llama_tensors(self),
-        }
+        decoder_tensors(self)
     }
 }
 
-fn llama_tensors(config: &ModelConfig) -> Vec<TensorSpec> {
+fn decoder_tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let hidden = config.hidden_size;
     let query = config.num_attention_heads * config.head_dim;
     let key_value = config.num_key_value_heads * config.head_dim;
@@ -61,13 +59,19 @@ fn llama_tensors(config: &ModelConfig) -> Vec<TensorSpec> {
                 tensors.push(TensorSpec::new(format!("{name}.bias"), &[out]));
             }
         };
-        projection("self_attn.q_proj", query, hidden, config.attention_bias);
-        projection("self_attn.k_proj", key_value, hidden, config.attention_bias);
-        projection("self_attn.v_proj", key_value, hidden, config.attention_bias);
-        projection("self_attn.o_proj", hidden, query, config.attention_bias);
+        projection("self_attn.q_proj", query, hidden, config.qkv_bias);
+        projection("self_attn.k_proj", key_value, hidden, config.qkv_bias);
+        projection("self_attn.v_proj", key_value, hidden, config.qkv_bias);
+        projection("self_attn.o_proj", hidden, query, config.output_bias);
         projection("mlp.gate_proj", inner, hidden, config.mlp_bias);
         projection("mlp.up_proj", inner, hidden, config.mlp_bias);
         projection("mlp.down_proj", hidden, inner, config.mlp_bias);
+        if config.qk_norm {
+            for norm in ["self_attn.q_norm", "self_attn.k_norm"] {
+                tensors
+                    .push(TensorSpec::new(format!("model.layers.{layer}.{norm}.weight"), &[config.head_dim]));
+            }
+        }
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             tensors.push(TensorSpec::new(format!("model.layers.{layer}.{norm}.weight"), &[hidden]));
         }

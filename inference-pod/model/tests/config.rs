@@ -101,8 +101,8 @@ fn what_the_engine_does_not_run_is_unsupported_by_name() {
         (with("architectures", json!(["MixtralForCausalLM"])), "MixtralForCausalLM"),
         (with("quantization_config", json!({"quant_method": "gptq", "bits": 4})), "gptq"),
         (with("hidden_act", json!("gelu")), "gelu"),
-        (rope(json!({"rope_type": "yarn", "factor": 4.0})), "yarn"),
-        (rope(json!({"rope_type": "dynamic", "factor": 4.0})), "dynamic"),
+        (rope(json!({"rope_type": "proportional", "factor": 4.0})), "proportional"),
+        (rope(json!({"full_attention": {"rope_type": "default"}})), "rope_parameters.full_attention"),
         (rope(json!({"rope_type": "longrope"})), "longrope"),
         (rope(json!({"rope_type": "default", "partial_rotary_factor": 0.5})), "partial_rotary_factor"),
     ] {
@@ -177,7 +177,13 @@ fn every_tensor_has_its_name_and_shape() {
     assert_eq!(shape("lm_head.weight"), [128_256, 4096]);
     assert_eq!(tensors.iter().map(fairlead_model::TensorSpec::elements).sum::<u64>(), 8_030_261_248);
 
-    let biased = ModelConfig { attention_bias: true, mlp_bias: true, tie_word_embeddings: true, ..config };
+    let biased = ModelConfig {
+        qkv_bias: true,
+        output_bias: true,
+        mlp_bias: true,
+        tie_word_embeddings: true,
+        ..config
+    };
     let tensors = biased.tensors();
     assert_eq!(tensors.len(), 2 + 32 * 16);
     assert!(

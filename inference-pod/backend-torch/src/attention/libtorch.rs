@@ -2,7 +2,11 @@
 //!
 //! Query heads that share a key and value head are never given copies of it. In a decode they become the query rows of
 //! their shared head; in a prefill the shared head is expanded by a stride of zero.
+//!
+//! A sliding window is a second mask. The blocks that lie wholly behind it are gathered and hidden all the same: they stay
+//! in the sequence's block table, as layers without a window need them.
 
+use fairlead_model::AttentionKind;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::{HeadShape, PagedAttention};
@@ -13,6 +17,8 @@ use crate::step::{DecodeGroup, PrefillSpan, StepLayout};
 pub(crate) struct LibtorchAttention {
     shape: HeadShape,
     block_tokens: i64,
+    /// Tokens that a layer of [`AttentionKind::Sliding`] sees, the newest included; `None` where there is no such layer.
+    window: Option<i64>,
 }
 
 /// Index tensors and masks of one step.
@@ -26,61 +32,106 @@ struct DecodePlan {
     sequences: i64,
     /// `[sequences * blocks]`
     table: Tensor,
-    /// `[sequences, 1, 1, blocks * block_tokens]`: 0 where a token may be seen, else minus infinity.
-    mask: Tensor,
+    /// `[sequences, 1, 1, blocks * block_tokens]` each.
+    masks: Masks,
 }
 
 struct PrefillPlan {
     first_row: i64,
     tokens: i64,
-    /// Absent when the span is its sequence's beginning: then it attends to itself only, and needs no gathering.
-    cached: Option<CachedContext>,
+    context: Context,
 }
 
-struct CachedContext {
-    /// `[blocks]`
-    table: Tensor,
-    /// `[tokens, blocks * block_tokens]`, as in a decode.
-    mask: Tensor,
+/// What the rows of a prefill attend to.
+enum Context {
+    /// The span itself, which is its sequence's beginning and no longer than the window: no gathering and no mask.
+    Own,
+    /// The same, but longer than the window: `[tokens, tokens]` for layers that have one.
+    OwnBeyondWindow(Tensor),
+    /// What is in the cache.
+    Cached {
+        /// `[blocks]`
+        table: Tensor,
+        /// `[tokens, blocks * block_tokens]` each.
+        masks: Masks,
+    },
+}
+
+/// 0 where a token may be seen, else minus infinity.
+struct Masks {
+    full: Tensor,
+    /// Absent where no layer has a window, or the window hides nothing in this step.
+    sliding: Option<Tensor>,
+}
+
+impl Masks {
+    fn of(&self, kind: AttentionKind) -> &Tensor {
+        match kind {
+            AttentionKind::Full => &self.full,
+            AttentionKind::Sliding => self.sliding.as_ref().unwrap_or(&self.full),
+        }
+    }
 }
 
 impl LibtorchAttention {
-    pub(crate) fn new(shape: HeadShape, block_tokens: u32) -> Self {
-        Self { shape, block_tokens: i64::from(block_tokens) }
+    /// `window` is what the model's layers with a sliding window see, in tokens.
+    pub(crate) fn new(shape: HeadShape, block_tokens: u32, window: Option<u32>) -> Self {
+        Self { shape, block_tokens: i64::from(block_tokens), window: window.map(i64::from) }
     }
 
     fn decode_plan(&self, group: &DecodeGroup, kind: Kind, device: Device) -> Result<DecodePlan, TchError> {
         let lengths = Tensor::f_from_slice(&group.lengths)?.f_to_device(device)?;
         let columns = group.blocks as i64 * self.block_tokens;
-        let mask = visible_below(&lengths, columns, kind, device)?;
+        let longest = group.lengths.iter().copied().max().unwrap_or(0);
+        let masks = self.masks(&lengths, longest, columns, kind)?;
+        let by_sequence = |mask: &Tensor| mask.f_view([-1, 1, 1, columns]);
         Ok(DecodePlan {
             first_row: group.rows.start as i64,
             sequences: group.rows.len() as i64,
             table: Tensor::f_from_slice(&group.table)?.f_to_device(device)?,
-            mask: mask.f_view([-1, 1, 1, columns])?,
+            masks: Masks {
+                full: by_sequence(&masks.full)?,
+                sliding: masks.sliding.as_ref().map(by_sequence).transpose()?,
+            },
         })
     }
 
     fn prefill_plan(&self, span: &PrefillSpan, kind: Kind, device: Device) -> Result<PrefillPlan, TchError> {
         let (first_row, tokens) = (span.rows.start as i64, span.rows.len() as i64);
-        if span.cached == 0 {
-            return Ok(PrefillPlan { first_row, tokens, cached: None });
-        }
         // The token of row r sees the cached ones, those before it in the span, and itself.
-        let lengths = Tensor::f_arange(tokens, (Kind::Int64, device))?.f_add_scalar(span.cached + 1)?;
-        let columns = span.table.len() as i64 * self.block_tokens;
-        Ok(PrefillPlan {
-            first_row,
-            tokens,
-            cached: Some(CachedContext {
+        let lengths = || Tensor::f_arange(tokens, (Kind::Int64, device))?.f_add_scalar(span.cached + 1);
+        let context = if span.cached > 0 {
+            let columns = span.table.len() as i64 * self.block_tokens;
+            Context::Cached {
                 table: Tensor::f_from_slice(&span.table)?.f_to_device(device)?,
-                mask: visible_below(&lengths, columns, kind, device)?,
-            }),
+                masks: self.masks(&lengths()?, span.cached + tokens, columns, kind)?,
+            }
+        } else {
+            match self.window.filter(|&window| window < tokens) {
+                Some(window) => Context::OwnBeyondWindow(visible(&lengths()?, tokens, Some(window), kind)?),
+                None => Context::Own,
+            }
+        };
+        Ok(PrefillPlan { first_row, tokens, context })
+    }
+
+    /// Masks of rows that see so many tokens each, `longest` at most; `[rows, columns]`.
+    fn masks(&self, lengths: &Tensor, longest: i64, columns: i64, kind: Kind) -> Result<Masks, TchError> {
+        let window = self.window.filter(|&window| window < longest);
+        Ok(Masks {
+            full: visible(lengths, columns, None, kind)?,
+            sliding: window.map(|window| visible(lengths, columns, Some(window), kind)).transpose()?,
         })
     }
 
     /// One query row for each sequence of a group.
-    fn decode(&self, plan: &DecodePlan, cache: &LayerCache, queries: &Tensor) -> Result<Tensor, TchError> {
+    fn decode(
+        &self,
+        plan: &DecodePlan,
+        kind: AttentionKind,
+        cache: &LayerCache,
+        queries: &Tensor,
+    ) -> Result<Tensor, TchError> {
         let HeadShape { heads, kv_heads, head_dim } = self.shape;
         let (keys, values) = cache.gather(&plan.table)?;
         // [sequences, context, kv_heads, head_dim] seen as [sequences, kv_heads, context, head_dim].
@@ -96,7 +147,7 @@ impl LibtorchAttention {
             &queries,
             &heads_first(keys)?,
             &heads_first(values)?,
-            Some(&plan.mask),
+            Some(plan.masks.of(kind)),
             0.0,
             false,
             None,
@@ -109,6 +160,7 @@ impl LibtorchAttention {
     fn prefill(
         &self,
         plan: &PrefillPlan,
+        kind: AttentionKind,
         cache: &LayerCache,
         queries: &Tensor,
         keys: &Tensor,
@@ -116,9 +168,14 @@ impl LibtorchAttention {
     ) -> Result<Tensor, TchError> {
         let HeadShape { heads, kv_heads, head_dim } = self.shape;
         let groups = heads / kv_heads;
-        let (keys, values) = match &plan.cached {
-            Some(context) => cache.gather(&context.table)?,
-            None => (
+        let mask = match (&plan.context, kind) {
+            (Context::Cached { masks, .. }, _) => Some(masks.of(kind)),
+            (Context::OwnBeyondWindow(mask), AttentionKind::Sliding) => Some(mask),
+            (Context::OwnBeyondWindow(_), AttentionKind::Full) | (Context::Own, _) => None,
+        };
+        let (keys, values) = match &plan.context {
+            Context::Cached { table, .. } => cache.gather(table)?,
+            Context::Own | Context::OwnBeyondWindow(_) => (
                 keys.f_narrow(0, plan.first_row, plan.tokens)?,
                 values.f_narrow(0, plan.first_row, plan.tokens)?,
             ),
@@ -136,9 +193,9 @@ impl LibtorchAttention {
             &queries,
             &expand(keys)?,
             &expand(values)?,
-            plan.cached.as_ref().map(|context| &context.mask),
+            mask,
             0.0,
-            plan.cached.is_none(),
+            mask.is_none(),
             None,
             false,
         )?;
@@ -167,6 +224,7 @@ impl PagedAttention for LibtorchAttention {
     fn attend(
         &self,
         plan: &LibtorchPlan,
+        kind: AttentionKind,
         cache: &LayerCache,
         queries: &Tensor,
         keys: &Tensor,
@@ -175,10 +233,10 @@ impl PagedAttention for LibtorchAttention {
         // Groups and spans are in the order of their rows, so their results are the rows one after the other.
         let mut parts = Vec::with_capacity(plan.decodes.len() + plan.prefills.len());
         for group in &plan.decodes {
-            parts.push(self.decode(group, cache, queries)?);
+            parts.push(self.decode(group, kind, cache, queries)?);
         }
         for span in &plan.prefills {
-            parts.push(self.prefill(span, cache, queries, keys, values)?);
+            parts.push(self.prefill(span, kind, cache, queries, keys, values)?);
         }
         match parts.len() {
             1 => parts.pop().map_or_else(|| Tensor::f_cat::<Tensor>(&[], 0), Ok),
@@ -187,9 +245,14 @@ impl PagedAttention for LibtorchAttention {
     }
 }
 
-/// `[rows, columns]`: 0 where the column is below the row's length, else minus infinity.
-fn visible_below(lengths: &Tensor, columns: i64, kind: Kind, device: Device) -> Result<Tensor, TchError> {
-    let hidden = Tensor::f_arange(columns, (Kind::Int64, device))?.f_ge_tensor(&lengths.f_unsqueeze(1)?)?;
-    let rows = lengths.size1()?;
-    Tensor::f_zeros([rows, columns], (kind, device))?.f_masked_fill(&hidden, f64::NEG_INFINITY)
+/// `[rows, columns]`: 0 where the column is below the row's length and, with a window, among its last so many; else minus
+/// infinity.
+fn visible(lengths: &Tensor, columns: i64, window: Option<i64>, kind: Kind) -> Result<Tensor, TchError> {
+    let device = lengths.device();
+    let (positions, lengths) = (Tensor::f_arange(columns, (Kind::Int64, device))?, lengths.f_unsqueeze(1)?);
+    let mut hidden = positions.f_ge_tensor(&lengths)?;
+    if let Some(window) = window {
+        hidden = hidden.f_logical_or(&positions.f_lt_tensor(&lengths.f_sub_scalar(window)?)?)?;
+    }
+    Tensor::f_zeros(hidden.size(), (kind, device))?.f_masked_fill(&hidden, f64::NEG_INFINITY)
 }

@@ -1,5 +1,6 @@
 //! The seam between the layers and the way attention reads the paged cache.
 
+use fairlead_model::AttentionKind;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::kv_cache::LayerCache;
@@ -24,13 +25,15 @@ pub(crate) trait PagedAttention {
     /// Prepares a step.
     fn plan(&self, layout: &StepLayout, kind: Kind, device: Device) -> Result<Self::Plan, TchError>;
 
-    /// One layer's attention. The step's own keys and values are in `cache` already.
+    /// One layer's attention, over all that came before or over the model's window of it, as `kind` says. The step's own
+    /// keys and values are in `cache` already.
     ///
     /// `queries` is `[tokens, heads, head_dim]`, `keys` and `values` are `[tokens, kv_heads, head_dim]`; the answer is
     /// `[tokens, heads * head_dim]`.
     fn attend(
         &self,
         plan: &Self::Plan,
+        kind: AttentionKind,
         cache: &LayerCache,
         queries: &Tensor,
         keys: &Tensor,

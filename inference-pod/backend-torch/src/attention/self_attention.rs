@@ -1,12 +1,12 @@
 //! The attention part of a layer: projections and rotary embedding around [`PagedAttention`].
 
-use fairlead_model::ModelConfig;
+use fairlead_model::{AttentionKind, ModelConfig};
 use tch::{TchError, Tensor};
 
 use super::{HeadShape, PagedAttention};
 use crate::error::LoadError;
 use crate::kv_cache::LayerCache;
-use crate::layers::Linear;
+use crate::layers::{Linear, RmsNorm};
 use crate::rope::RotaryAngles;
 use crate::weights::Weights;
 
@@ -14,7 +14,16 @@ use crate::weights::Weights;
 pub(crate) struct SelfAttention {
     qkv: Linear,
     output: Linear,
+    /// Norms of the heads of queries and of keys, for models that have them.
+    head_norms: Option<HeadNorms>,
     shape: HeadShape,
+    kind: AttentionKind,
+}
+
+/// Norms over the width of one head.
+struct HeadNorms {
+    queries: RmsNorm,
+    keys: RmsNorm,
 }
 
 impl HeadShape {
@@ -29,17 +38,28 @@ impl HeadShape {
 }
 
 impl SelfAttention {
-    /// Loads the projections below `name`.
+    /// Loads the projections below `name`; `kind` is what the layer attends to.
     pub(crate) fn load(
         weights: &mut Weights<'_>,
         name: &str,
         config: &ModelConfig,
+        kind: AttentionKind,
     ) -> Result<Self, LoadError> {
         let qkv = ["q_proj", "k_proj", "v_proj"].map(|part| format!("{name}.{part}"));
+        let norm = |weights: &mut Weights<'_>, part: &str| {
+            RmsNorm::load(weights, &format!("{name}.{part}"), config.rms_norm_eps)
+        };
+        let head_norms = if config.qk_norm {
+            Some(HeadNorms { queries: norm(weights, "q_norm")?, keys: norm(weights, "k_norm")? })
+        } else {
+            None
+        };
         Ok(Self {
-            qkv: Linear::load(weights, &qkv, config.attention_bias)?,
-            output: Linear::load(weights, &[format!("{name}.o_proj")], config.attention_bias)?,
+            qkv: Linear::load(weights, &qkv, config.qkv_bias)?,
+            output: Linear::load(weights, &[format!("{name}.o_proj")], config.output_bias)?,
+            head_norms,
             shape: HeadShape::of(config),
+            kind,
         })
     }
 
@@ -56,12 +76,25 @@ impl SelfAttention {
         let HeadShape { heads, kv_heads, head_dim } = self.shape;
         let qkv = self.qkv.forward(input)?.f_view([-1, heads + 2 * kv_heads, head_dim])?;
         // Queries and keys turn alike, so they turn together.
-        let rotated = angles.rotate(&qkv.f_narrow(1, 0, heads + kv_heads)?)?;
+        let turning = qkv.f_narrow(1, 0, heads + kv_heads)?;
+        let rotated = match &self.head_norms {
+            None => angles.rotate(&turning)?,
+            Some(norms) => angles.rotate(&norms.forward(&turning, heads, kv_heads)?)?,
+        };
         let queries = rotated.f_narrow(1, 0, heads)?;
         let keys = rotated.f_narrow(1, heads, kv_heads)?;
         let values = qkv.f_narrow(1, heads + kv_heads, kv_heads)?;
         cache.write(slots, &keys, &values)?;
-        let attended = attention.attend(plan, cache, &queries, &keys, &values)?;
+        let attended = attention.attend(plan, self.kind, cache, &queries, &keys, &values)?;
         self.output.forward(&attended)
+    }
+}
+
+impl HeadNorms {
+    /// `[tokens, heads + kv_heads, head_dim]`, queries first, to the same.
+    fn forward(&self, turning: &Tensor, heads: i64, kv_heads: i64) -> Result<Tensor, TchError> {
+        let queries = self.queries.forward(&turning.f_narrow(1, 0, heads)?)?;
+        let keys = self.keys.forward(&turning.f_narrow(1, heads, kv_heads)?)?;
+        Tensor::f_cat(&[queries, keys], 1)
     }
 }

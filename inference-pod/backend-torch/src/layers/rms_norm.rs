@@ -18,7 +18,7 @@ impl RmsNorm {
         Ok(Self { weight: weights.load(&format!("{name}.weight"))?, epsilon })
     }
 
-    /// `[tokens, width]` to the same. libtorch takes the mean in f32 whatever the number type.
+    /// `[…, width]` to the same. libtorch takes the mean in f32 whatever the number type.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         input.f_rms_norm(self.weight.size(), Some(&self.weight), self.epsilon)
     }
