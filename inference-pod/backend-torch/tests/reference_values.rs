@@ -16,7 +16,7 @@ use fairlead_model::RunDtype;
 /// Largest difference of two log-probabilities in f32.
 const TOLERANCE: f32 = 1e-4;
 
-const CASES: [&str; 9] = [
+const CASES: [&str; 18] = [
     "mha_untied",
     "gqa_untied",
     "gqa_tied",
@@ -26,6 +26,15 @@ const CASES: [&str; 9] = [
     "rope_linear",
     "head_dim",
     "sharded",
+    "mistral",
+    "mistral_window",
+    "qwen2",
+    "qwen2_window",
+    "qwen2_yarn",
+    "qwen3",
+    "qwen3_layer_types",
+    "qwen3_yarn",
+    "rope_dynamic",
 ];
 
 #[test]

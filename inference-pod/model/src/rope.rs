@@ -6,7 +6,7 @@
 use std::f32::consts::PI;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::config::CONFIG_FILE;
 use crate::error::{ModelError, clip};
@@ -149,17 +149,13 @@ impl Rope {
 
     /// Reads the rotary settings of a config.json whose `max_position_embeddings` is `positions`.
     pub(crate) fn parse(config: Fields<'_>, positions: u32) -> Result<Self, ModelError> {
-        let (prefix, settings) = settings(config)?;
-        let fields = Fields { file: CONFIG_FILE, prefix, map: settings.unwrap_or(config.map) };
-        let theta = match settings {
-            Some(_) => fields.optional_number("rope_theta", 1.0, 1e12)?,
-            None => None,
-        };
-        let theta = match theta {
+        let settings = settings(config)?;
+        let within = settings.map(|fields| fields.optional_number("rope_theta", 1.0, 1e12)).transpose()?;
+        let theta = match within.flatten() {
             Some(theta) => theta,
             None => config.optional_number("rope_theta", 1.0, 1e12)?.unwrap_or(DEFAULT_THETA),
         };
-        for fields in [config, fields] {
+        for fields in settings.iter().chain([&config]) {
             if let Some(partial) = fields.get("partial_rotary_factor").and_then(Value::as_f64)
                 && (partial - 1.0).abs() > f64::EPSILON
             {
@@ -167,8 +163,8 @@ impl Rope {
                 return Err(fields.unsupported("partial_rotary_factor", &problem));
             }
         }
-        let Some(settings) = settings else { return Ok(Self { theta, scaling: RopeScaling::Default }) };
-        if let Some((layer_type, _)) = settings.iter().find(|(_, value)| value.is_object()) {
+        let Some(fields) = settings else { return Ok(Self { theta, scaling: RopeScaling::Default }) };
+        if let Some((layer_type, _)) = fields.map.iter().find(|(_, value)| value.is_object()) {
             let problem = "holds settings of its own for one type of layers, which is not supported";
             return Err(fields.unsupported(&clip(layer_type), problem));
         }
@@ -181,12 +177,13 @@ impl Rope {
     }
 }
 
-/// The object that holds the rotary settings, and what comes before its fields in messages.
-fn settings(config: Fields<'_>) -> Result<(&'static str, Option<&Map<String, Value>>), ModelError> {
+/// The object that holds the rotary settings, if there is one.
+fn settings(config: Fields<'_>) -> Result<Option<Fields<'_>>, ModelError> {
+    let within = |prefix, map| Some(Fields { file: CONFIG_FILE, prefix, map });
     match (config.get("rope_parameters"), config.get("rope_scaling")) {
-        (Some(Value::Object(settings)), _) => Ok(("rope_parameters.", Some(settings))),
-        (None, Some(Value::Object(settings))) => Ok(("rope_scaling.", Some(settings))),
-        (None, None) => Ok(("", None)),
+        (Some(Value::Object(map)), _) => Ok(within("rope_parameters.", map)),
+        (None, Some(Value::Object(map))) => Ok(within("rope_scaling.", map)),
+        (None, None) => Ok(None),
         _ => Err(config.invalid("rope_parameters", "must be an object")),
     }
 }

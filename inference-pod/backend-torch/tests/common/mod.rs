@@ -10,7 +10,8 @@ use fairlead_engine::backend::{
     Backend, BlockId, SampleRequest, Sampled, SequenceStep, StepBatch, TokenLogprob,
 };
 use fairlead_engine::sampling::SamplingOptions;
-use fairlead_model::RunDtype;
+use fairlead_model::plan::kv_bytes_per_token;
+use fairlead_model::{ModelConfig, RunDtype};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -80,12 +81,8 @@ pub fn options(block_tokens: u32, dtype: Option<RunDtype>, kv_cache_bytes: u64) 
 
 /// Loads the model in a folder with 64 blocks, on the CPU.
 pub fn load(folder: &Path, block_tokens: u32, dtype: Option<RunDtype>) -> TorchBackend {
-    let config: serde_json::Value =
-        serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
-    let size = |field: &str| config[field].as_u64().unwrap();
-    let number_bytes = dtype.unwrap_or(RunDtype::F32).bytes();
-    let token_bytes =
-        2 * size("num_hidden_layers") * size("num_key_value_heads") * size("head_dim") * number_bytes;
+    let config = ModelConfig::parse(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let token_bytes = kv_bytes_per_token(&config, dtype.unwrap_or(RunDtype::F32));
     let bytes = token_bytes * u64::from(block_tokens) * 64;
     TorchBackend::load(folder, &options(block_tokens, dtype, bytes), &mut |_, _| {}).unwrap()
 }
