@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod block_pool;
 pub mod engine;
+pub mod grammar;
 pub mod sampling;
 pub mod scheduler;
 pub mod sequence;

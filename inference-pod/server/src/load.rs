@@ -85,8 +85,8 @@ pub async fn bring_up(app: &Arc<App>, config: &InferenceConfig) -> Result<(), Fa
         );
     }
     let engine = start_engine(app, config, fetched).await?;
-    let ModelFiles { codec, template, defaults, eos_tokens } = files;
-    app.ready(Model { engine, codec, template, defaults, eos_tokens });
+    let ModelFiles { codec, template, defaults, eos_tokens, grammars } = files;
+    app.ready(Model { engine, codec, template, defaults, eos_tokens, grammars });
     Ok(())
 }
 

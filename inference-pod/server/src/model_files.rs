@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use fairlead_engine::grammar::GrammarCompiler;
 use fairlead_model::generation::GENERATION_CONFIG_FILE;
 use fairlead_model::{GenerationDefaults, ModelConfig, ModelError};
 
@@ -20,6 +21,8 @@ pub struct ModelFiles {
     pub defaults: GenerationDefaults,
     /// Tokens that end an answer: those of generation_config.json, config.json and the tokenizer together.
     pub eos_tokens: Vec<u32>,
+    /// Makes constraints for answers of a given form, where the vocabulary allows it.
+    pub grammars: Option<Arc<GrammarCompiler>>,
 }
 
 impl ModelFiles {
@@ -45,11 +48,18 @@ impl ModelFiles {
             .copied()
             .chain(eos_of_tokenizer)
             .collect();
+        let eos_tokens: Vec<u32> = eos_tokens.into_iter().collect();
+        let grammars = GrammarCompiler::new(&codec.vocabulary(), &eos_tokens)
+            .inspect_err(|error| {
+                tracing::warn!("requests for answers of a given form will be refused: {error}");
+            })
+            .ok();
         Ok(Self {
             codec: Arc::new(codec),
             template: tokenizer_config.into_template()?,
             defaults,
-            eos_tokens: eos_tokens.into_iter().collect(),
+            eos_tokens,
+            grammars: grammars.map(Arc::new),
         })
     }
 }

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderValue;
 use fairlead_engine::engine::EngineHandle;
+use fairlead_engine::grammar::GrammarCompiler;
 use fairlead_model::GenerationDefaults;
 use fairlead_openai::ApiError;
 use tokio::sync::Semaphore;
@@ -27,6 +28,8 @@ pub struct Model {
     pub defaults: GenerationDefaults,
     /// Tokens that end an answer.
     pub eos_tokens: Vec<u32>,
+    /// Makes constraints for answers of a given form, where the vocabulary allows it.
+    pub grammars: Option<Arc<GrammarCompiler>>,
 }
 
 /// State of the process.

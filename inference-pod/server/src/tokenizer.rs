@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use fairlead_engine::grammar::VocabularyToken;
 use fairlead_model::ModelError;
 use tokenizers::Tokenizer;
 
@@ -127,6 +128,17 @@ impl TextCodec {
                 None => token.replace('▁', " ").into_bytes(),
             },
         }
+    }
+
+    /// What each of the model's tokens stands for, for grammars.
+    pub fn vocabulary(&self) -> Vec<VocabularyToken> {
+        let added = self.tokenizer.get_added_vocabulary();
+        let token = |id| match self.tokenizer.id_to_token(id) {
+            None => VocabularyToken::Unused,
+            Some(token) if added.is_special_token(&token) => VocabularyToken::Special(token),
+            Some(_) => VocabularyToken::Text(self.token_bytes(id)),
+        };
+        (0..self.vocab_size).map(token).collect()
     }
 
     /// The text of one token; inexact where it is a part of a character.
