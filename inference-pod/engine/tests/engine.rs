@@ -14,12 +14,18 @@ use fairlead_engine::engine::{
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::scheduler::Refusal;
 use fairlead_engine::sequence::GenerationRequest;
+use fairlead_engine::tiers::TierOptions;
 use fake::{FakeBackend, next_token};
 use tokio::sync::{mpsc::Receiver, watch};
 use tokio::time::timeout;
 
-const OPTIONS: EngineOptions =
-    EngineOptions { max_sequences: 4, max_batched_tokens: 16, max_model_len: 200, max_queued: 8 };
+const OPTIONS: EngineOptions = EngineOptions {
+    max_sequences: 4,
+    max_batched_tokens: 16,
+    max_model_len: 200,
+    max_queued: 8,
+    tiers: TierOptions { host_bytes: None, disk: None },
+};
 
 fn request(prompt: Vec<u32>, max_new_tokens: u32) -> GenerationRequest {
     GenerationRequest {

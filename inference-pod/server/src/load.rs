@@ -9,12 +9,13 @@ use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadError, LoadOption
 use fairlead_engine::engine::{self, EngineHandle, EngineOptions, StartError};
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
 use fairlead_inference_config::{
-    DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig,
+    DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig, KvCacheConfig,
 };
 use fairlead_model::plan::kv_bytes_per_token;
 use fairlead_model::{DeviceKind, ModelError, Plan, PlanInputs, Reason, RunDtype, plan};
 
-use crate::memory::{cpu_budget_bytes, gpu_budget_bytes};
+use crate::kv_tiers::{require_memory, tier_options};
+use crate::memory::{cpu_budget_bytes, gpu_budget_bytes, with_margin};
 use crate::model_files::ModelFiles;
 use crate::startup::Phase;
 use crate::state::{App, Model};
@@ -63,6 +64,7 @@ impl From<StartError<FatalError>> for FatalError {
     fn from(error: StartError<FatalError>) -> Self {
         match error {
             StartError::Build(error) => error,
+            StartError::Tiers(error) => Self { reason: Reason::InvalidSpec, message: error.to_string() },
             other => Self::pod(other.to_string()),
         }
     }
@@ -120,12 +122,13 @@ async fn start_engine(
     fetched: FetchedModel,
 ) -> Result<EngineHandle, FatalError> {
     let (settings, max_queued) = (config.engine.clone(), config.server.max_queued_requests as usize);
+    let (kv_cache, digest) = (config.kv_cache.clone(), config.model.digest.clone());
     let observer = Box::new(app.metrics.clone());
     let app = Arc::clone(app);
     let build = move || {
         let device = ComputeDevice::start(device_request(settings.device), Some(threads(&settings)))?;
         app.startup.enter(Phase::SizingCache);
-        let sized = size(&settings, device, &fetched.inspection)?;
+        let sized = size(&settings, &kv_cache, device, &fetched.inspection)?;
         tracing::info!(
             kv_cache_bytes = sized.kv_cache_bytes,
             max_model_len = sized.plan.max_model_len,
@@ -147,11 +150,13 @@ async fn start_engine(
             TorchBackend::load(&fetched.dir, &options, &mut |done, total| app.startup.progress(done, total))?;
         app.startup.enter(Phase::WarmingUp);
         backend.warm_up()?;
+        let tiers = tier_options(&kv_cache, &fetched.dir, digest.as_deref(), &sized.plan, device.kind())?;
         let options = EngineOptions {
             max_sequences: sized.max_sequences as usize,
             max_batched_tokens: sized.max_batched_tokens as usize,
             max_model_len: sized.plan.max_model_len,
             max_queued,
+            tiers,
         };
         Ok((backend, options))
     };
@@ -166,8 +171,12 @@ struct Sized {
     max_batched_tokens: u32,
 }
 
-/// Bytes that weights, activations and KV cache may take together.
-fn memory_budget(settings: &EngineConfig, device: ComputeDevice) -> Result<u64, FatalError> {
+/// Bytes that weights, activations and KV cache may take together; on a CPU what the tiers leave.
+fn memory_budget(
+    settings: &EngineConfig,
+    kv_cache: &KvCacheConfig,
+    device: ComputeDevice,
+) -> Result<u64, FatalError> {
     let unknown = |whose: &str| FatalError {
         reason: Reason::InvalidSpec,
         message: format!("engine.kvCacheBytes: {whose} does not tell how much memory there is; set it"),
@@ -175,7 +184,11 @@ fn memory_budget(settings: &EngineConfig, device: ComputeDevice) -> Result<u64, 
     match (device.kind(), settings.kv_cache_bytes) {
         // Whoever sets the cache's size answers for it.
         (_, Some(_)) => Ok(u64::MAX / 4),
-        (DeviceKind::Cpu, None) => cpu_budget_bytes().ok_or_else(|| unknown("this system")),
+        (DeviceKind::Cpu, None) => {
+            let whole = cpu_budget_bytes().ok_or_else(|| unknown("this system"))?;
+            require_memory(kv_cache, 0, whole)?;
+            Ok(whole - with_margin(kv_cache.tier_memory_bytes()).min(whole))
+        }
         (DeviceKind::Gpu, None) => {
             let memory = device.gpu_memory().ok_or_else(|| unknown("the CUDA runtime"))?;
             let share = settings.gpu_memory_utilization.unwrap_or(DEFAULT_GPU_MEMORY_UTILIZATION);
@@ -187,10 +200,21 @@ fn memory_budget(settings: &EngineConfig, device: ComputeDevice) -> Result<u64, 
 
 fn size(
     settings: &EngineConfig,
+    kv_cache: &KvCacheConfig,
     device: ComputeDevice,
     inspection: &Inspection,
 ) -> Result<Sized, FatalError> {
-    size_within(settings, device.kind(), inspection, memory_budget(settings, device)?)
+    let budget = memory_budget(settings, kv_cache, device)?;
+    let sized = size_within(settings, device.kind(), inspection, budget)?;
+    if let Some(budget) = cpu_budget_bytes() {
+        let plan = &sized.plan;
+        let in_main_memory = match device.kind() {
+            DeviceKind::Cpu => plan.weight_bytes + plan.activation_reserve_bytes + sized.kv_cache_bytes,
+            DeviceKind::Gpu => 0,
+        };
+        require_memory(kv_cache, in_main_memory, budget)?;
+    }
+    Ok(sized)
 }
 
 fn size_within(

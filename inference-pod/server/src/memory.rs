@@ -12,6 +12,16 @@ pub fn cpu_budget_bytes() -> Option<u64> {
     budget(Path::new("/sys/fs/cgroup"), Path::new("/proc/meminfo"))
 }
 
+/// What exactly known bytes take out of a budget: those need no margin.
+pub fn with_margin(bytes: u64) -> u64 {
+    (bytes / 100).saturating_add(1).saturating_mul(SHARE_PERCENT)
+}
+
+/// What `bytes` of a budget stand for, with the margin that every budget leaves.
+pub fn without_margin(bytes: u64) -> u64 {
+    bytes / SHARE_PERCENT * 100
+}
+
 /// Bytes that weights, activations and KV cache may take together on a GPU with `free` of `total` bytes: its share of the
 /// whole, as the operator plans it, but no more than others have left.
 pub fn gpu_budget_bytes(free: u64, total: u64, utilization: f64) -> u64 {

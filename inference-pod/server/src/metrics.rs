@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use fairlead_engine::backend::KvCapacity;
 use fairlead_engine::engine::{Load, Observer, StepReport};
+use fairlead_engine::tiers::TierCounters;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::tier_metrics::TierMetrics;
 
 /// The format that [`Metrics::encode`] writes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -84,6 +87,7 @@ pub struct Metrics {
     cache_config: Family<CacheLabels, Gauge>,
     step_seconds: Histogram,
     startup_phase: Family<PhaseLabels, FloatGauge>,
+    tiers: Arc<TierCounters>,
 }
 
 const TIME_TO_FIRST_TOKEN: [f64; 22] = [
@@ -129,6 +133,7 @@ impl Metrics {
             cache_config: Family::default(),
             step_seconds: Histogram::new(STEP_SECONDS),
             startup_phase: Family::default(),
+            tiers: Arc::default(),
         };
         let m = &metrics;
         labelled.register("vllm:num_requests_running", "Requests that run", m.running.clone());
@@ -184,6 +189,7 @@ impl Metrics {
             "Time that a phase of the start-up has taken",
             m.startup_phase.clone(),
         );
+        labelled.register_collector(Box::new(TierMetrics(Arc::clone(&m.tiers))));
         // Counters that have not counted yet are shown as 0, so that rates and alerts work from the first scrape.
         for reason in Finished::ALL {
             drop(metrics.finished.get_or_create(&FinishedLabels { finished_reason: reason.as_str() }));
@@ -255,6 +261,10 @@ impl Observer for Metrics {
         self.preemptions.inc_by(report.preempted as u64);
         self.iteration_tokens.observe(report.tokens as f64);
         self.step_seconds.observe(report.elapsed.as_secs_f64());
+    }
+
+    fn tier_counters(&self) -> Arc<TierCounters> {
+        Arc::clone(&self.tiers)
     }
 }
 

@@ -80,8 +80,14 @@ pub enum SubmitError {
 }
 
 pub(super) enum Command {
-    Submit { request: Box<GenerationRequest>, events: mpsc::Sender<Event>, slot: QueueSlot },
+    Submit {
+        request: Box<GenerationRequest>,
+        events: mpsc::Sender<Event>,
+        slot: QueueSlot,
+    },
     Drain,
+    /// Something that the engine waits for has come.
+    Wake,
 }
 
 pub(super) struct Shared {

@@ -8,6 +8,7 @@ mod recovery;
 mod step_loop;
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -15,6 +16,7 @@ use tokio::sync::oneshot;
 use self::recovery::panic_message;
 use self::step_loop::Engine;
 use crate::backend::Backend;
+use crate::tiers::{TierCounters, TierError, TierOptions};
 
 pub use self::handle::{EngineHandle, Event, Failure, SubmitError};
 
@@ -22,7 +24,7 @@ pub use self::handle::{EngineHandle, Event, Failure, SubmitError};
 pub const THREAD_NAME: &str = "fairlead-engine";
 
 /// Settings of an engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Most sequences that run at once.
     pub max_sequences: usize,
@@ -32,6 +34,8 @@ pub struct EngineOptions {
     pub max_model_len: u32,
     /// Requests that may wait; more are refused.
     pub max_queued: usize,
+    /// Where blocks go that the cache gives up.
+    pub tiers: TierOptions,
 }
 
 /// How busy the engine is.
@@ -66,6 +70,10 @@ pub trait Observer: Send {
     fn load(&self, load: Load);
     /// A step has been run.
     fn step(&self, report: StepReport);
+    /// Where the KV tiers are to count. Asked for once.
+    fn tier_counters(&self) -> Arc<TierCounters> {
+        Arc::default()
+    }
 }
 
 /// Why an engine did not come up.
@@ -77,6 +85,9 @@ pub enum StartError<E> {
     /// The backend could not be built.
     #[error(transparent)]
     Build(E),
+    /// The KV tiers cannot be set up.
+    #[error(transparent)]
+    Tiers(TierError),
     /// Building the backend panicked.
     #[error("the engine's thread ended while it was starting: {0}")]
     Ended(String),
@@ -101,7 +112,10 @@ where
             Err(panic) => drop(ready.send(Err(StartError::Ended(panic_message(&*panic))))),
             Ok(Err(error)) => drop(ready.send(Err(StartError::Build(error)))),
             Ok(Ok((backend, options))) => {
-                let (handle, mut engine) = Engine::new(backend, options, observer);
+                let (handle, mut engine) = match Engine::new(backend, options, observer) {
+                    Ok(made) => made,
+                    Err(error) => return drop(ready.send(Err(StartError::Tiers(error)))),
+                };
                 if ready.send(Ok(handle)).is_ok() {
                     engine.run_until_the_end();
                 }

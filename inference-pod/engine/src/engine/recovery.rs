@@ -58,7 +58,7 @@ impl<B: Backend> Engine<B> {
     }
 
     pub(super) fn fail(&mut self, id: SequenceId, failure: Failure) -> Result<(), Stop> {
-        self.state.abort(id)?;
+        self.forget(id)?;
         if let Some(client) = self.clients.remove(&id) {
             // Whoever has gone need not be told.
             let _ = client.events.try_send(Event::Failed(failure));

@@ -12,6 +12,7 @@ use super::recovery::Stop;
 use super::{EngineOptions, Load, Observer, StepReport};
 use crate::backend::{Backend, BackendError, SequenceId};
 use crate::scheduler::{Budget, Limits, State, Update, complete, schedule};
+use crate::tiers::{TierError, TierStore, Wake};
 
 pub(super) struct Client {
     pub(super) events: mpsc::Sender<Event>,
@@ -31,6 +32,7 @@ pub(super) struct Engine<B> {
     pub(super) budget: Budget,
     pub(super) quiet_steps: u32,
     pub(super) draining: bool,
+    pub(super) tiers: Option<TierStore>,
 }
 
 impl<B: Backend> Engine<B> {
@@ -38,13 +40,22 @@ impl<B: Backend> Engine<B> {
         backend: B,
         options: EngineOptions,
         observer: Box<dyn Observer>,
-    ) -> (EngineHandle, Self) {
+    ) -> Result<(EngineHandle, Self), TierError> {
         let capacity = backend.kv_capacity();
         let max_sequences = options.max_sequences.max(1);
         let limits = Limits { max_sequences, max_model_len: options.max_model_len };
         let state = State::new(capacity, limits);
         // One more, so that a drain command finds room even when the queue is full.
         let (sender, commands) = mpsc::channel(options.max_queued.saturating_add(1).min(1 << 20));
+        let tiers = {
+            // Weak: who waits for the disk must not keep the engine from ending.
+            let engine = sender.downgrade();
+            let wake: Wake = Arc::new(move || {
+                // A full channel wakes the engine as well.
+                drop(engine.upgrade().map(|engine| engine.try_send(Command::Wake)));
+            });
+            TierStore::start(options.tiers, capacity.block_bytes, observer.tier_counters(), wake)?
+        };
         let shared = Arc::new(Shared { queued: AtomicUsize::new(0), dead: OnceLock::new() });
         let handle = EngineHandle {
             commands: sender,
@@ -67,8 +78,9 @@ impl<B: Backend> Engine<B> {
             budget: largest,
             quiet_steps: 0,
             draining: false,
+            tiers,
         };
-        (handle, engine)
+        Ok((handle, engine))
     }
 
     pub(super) fn run(&mut self) -> Stop {
@@ -151,6 +163,8 @@ impl<B: Backend> Engine<B> {
                 self.state.drain();
                 self.commands.close();
             }
+            // It has ended the wait for a command; that is all.
+            Command::Wake => {}
             Command::Submit { request, events, slot } => {
                 let id = self.next_id;
                 self.next_id += 1;
@@ -170,8 +184,17 @@ impl<B: Backend> Engine<B> {
             self.clients.iter().filter(|(_, client)| client.events.is_closed()).map(|(id, _)| *id).collect();
         for id in gone {
             self.clients.remove(&id);
-            self.state.abort(id)?;
+            self.forget(id)?;
         }
+        Ok(())
+    }
+
+    /// Drops a sequence wherever it is.
+    pub(super) fn forget(&mut self, id: SequenceId) -> Result<(), Stop> {
+        if let Some(tiers) = &mut self.tiers {
+            tiers.forget(id);
+        }
+        self.state.abort(id)?;
         Ok(())
     }
 

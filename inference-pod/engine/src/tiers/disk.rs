@@ -20,10 +20,6 @@ pub const THREAD_NAME: &str = "fairlead-kv-disk";
 
 /// Fetches that may wait for the thread.
 const QUEUED_FETCHES: usize = 256;
-/// Bytes of blocks that may wait to be written…
-const QUEUED_BYTES: u64 = 128 << 20;
-/// … but so many blocks at least and at most.
-const QUEUED_BLOCKS: (u64, u64) = (4, 4096);
 /// Between two attempts to lock the folder.
 const LOCK_PAUSE: Duration = Duration::from_secs(2);
 /// After a write failed: a disk that is full or broken stays so for a while.
@@ -110,9 +106,9 @@ impl DiskTier {
             return Err(TierError::TooSmall { field: "kvCache.disk.bytes", bytes: options.bytes, least });
         }
         folder::prepare(&options.path)?;
-        let (fewest, most) = QUEUED_BLOCKS;
-        let writes = (QUEUED_BYTES / block_bytes.max(1)).clamp(fewest, most);
-        let queue = Arc::new(Queue::new(QUEUED_FETCHES, usize::try_from(writes).unwrap_or(usize::MAX)));
+        let writes = options.transit_bytes / 2 / block_bytes.max(1);
+        let queue =
+            Arc::new(Queue::new(QUEUED_FETCHES, usize::try_from(writes).unwrap_or(usize::MAX).max(1)));
         let (contents, is_open) = (Contents::new(&options), Arc::new(AtomicBool::new(false)));
         let mut worker = Worker {
             options,

@@ -290,7 +290,8 @@ mod tests {
         fn new(blocks: u64) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let bytes = blocks * file_bytes(BLOCK_BYTES);
-            let options = DiskOptions { path: dir.path().to_owned(), bytes, fingerprint: [1; 32] };
+            let options =
+                DiskOptions { path: dir.path().to_owned(), bytes, transit_bytes: 0, fingerprint: [1; 32] };
             Self { dir, options, counters: Arc::default() }
         }
 

@@ -56,6 +56,9 @@ pub struct DiskOptions {
     pub path: PathBuf,
     /// Most bytes of files in it.
     pub bytes: u64,
+    /// Bytes of main memory for blocks on their way: half for those that wait to be written, half for those that have been
+    /// fetched and wait for their sequences. One block each is always let through.
+    pub transit_bytes: u64,
     /// Stands for all that decides a block's bytes but its tokens: weights, number type, layout, the program's version. A
     /// block that was written under another one is never read.
     pub fingerprint: [u8; 32],

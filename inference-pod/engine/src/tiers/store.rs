@@ -19,20 +19,6 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 /// Longest that a sequence waits for the disk before its tokens are computed instead.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Bytes of fetched blocks that may wait for their sequences, where main memory's tier is not four times larger…
-const STAGING_BYTES: u64 = 256 << 20;
-
-/// Bytes of main memory that tiers of these sizes take at most: the host tier, and what is on its way from a disk.
-#[must_use]
-pub fn memory_bytes(options: &TierOptions) -> u64 {
-    let staging = options.disk.as_ref().map_or(0, |disk| staging_bytes(options).min(disk.bytes));
-    options.host_bytes.unwrap_or(0).saturating_add(staging)
-}
-
-fn staging_bytes(options: &TierOptions) -> u64 {
-    STAGING_BYTES.max(options.host_bytes.unwrap_or(0) / 4)
-}
-
 struct Fetching {
     blocks: usize,
     deadline: Instant,
@@ -70,7 +56,8 @@ impl TierStore {
         if options == TierOptions::default() {
             return Ok(None);
         }
-        let staging = staging_bytes(&options) / block_bytes.max(1);
+        let transit = options.disk.as_ref().map_or(0, |disk| disk.transit_bytes);
+        let staging = transit / 2 / block_bytes.max(1);
         let host = options.host_bytes.map(|bytes| HostTier::new(bytes, block_bytes)).transpose()?;
         let disk = options
             .disk
@@ -258,6 +245,7 @@ mod tests {
             disk: disk.map(|(path, blocks)| DiskOptions {
                 path: path.to_owned(),
                 bytes: blocks * file_bytes(BLOCK_BYTES),
+                transit_bytes: 1 << 10,
                 fingerprint: [7; 32],
             }),
         };
@@ -374,6 +362,7 @@ mod tests {
         let options = DiskOptions {
             path: dir.path().to_owned(),
             bytes: 10 * file_bytes(BLOCK_BYTES),
+            transit_bytes: 1 << 10,
             fingerprint: [7; 32],
         };
         let options = TierOptions { host_bytes: None, disk: Some(options) };
@@ -414,7 +403,12 @@ mod tests {
     fn wrong_sizes_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let start = |host_bytes, disk: Option<u64>| {
-            let disk = disk.map(|bytes| DiskOptions { path: dir.path().into(), bytes, fingerprint: [0; 32] });
+            let disk = disk.map(|bytes| DiskOptions {
+                path: dir.path().into(),
+                bytes,
+                transit_bytes: 0,
+                fingerprint: [0; 32],
+            });
             let wake: Wake = Arc::new(|| ());
             TierStore::start(TierOptions { host_bytes, disk }, BLOCK_BYTES, Arc::default(), wake)
         };
