@@ -1,5 +1,7 @@
 //! Random answers under grammars: whatever the masks allow is valid, and ends.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::sync::OnceLock;
 
 use fairlead_engine::grammar::{GrammarCompiler, GrammarError, GrammarSource, VocabularyToken};
@@ -64,7 +66,9 @@ fn walk(mut constraint: Box<dyn Constraint>, seed: u64) -> Vec<u32> {
         assert!(choices.iter().all(|&token| (token as usize) < tokens().len() && token != 259));
         let is_end = ENDS.iter().all(|end| choices.contains(end));
         assert_eq!(is_end, ENDS.iter().any(|end| choices.contains(end)), "all ends or none");
-        if is_end && (answer.len() > 30 || choices.len() == ENDS.len() || random(&mut state) % 4 == 0) {
+        if is_end
+            && (answer.len() > 30 || choices.len() == ENDS.len() || random(&mut state).is_multiple_of(4))
+        {
             constraint.accept(ENDS[0]).unwrap();
             assert_eq!(allowed(&constraint.mask().unwrap()), ENDS);
             return answer;
@@ -266,7 +270,7 @@ proptest! {
                     prop_assert_eq!(fork.mask().unwrap(), constraint.mask().unwrap());
                     let aside = allowed(&fork.mask().unwrap());
                     fork.accept(aside[number as usize % aside.len()]).unwrap();
-                    if number % 2 == 0 {
+                    if number.is_multiple_of(2) {
                         drop(fork);
                     }
                 }

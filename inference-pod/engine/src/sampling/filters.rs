@@ -25,7 +25,7 @@ pub(super) fn likeliest(logits: &[f32]) -> (u32, f32) {
     likeliest_with(logits, &mut 0.0)
 }
 
-/// `broken` becomes NaN if a logit is not finite: a finite number less itself is 0, any other is NaN, and so is every sum
+/// `broken` becomes NaN if a logit is not finite: a finite number times 0 is 0, any other is NaN, and so is every sum
 /// with it.
 fn likeliest_with(logits: &[f32], broken: &mut f32) -> (u32, f32) {
     let (mut best_piece, mut best) = (0, f32::NEG_INFINITY);
@@ -36,10 +36,10 @@ fn likeliest_with(logits: &[f32], broken: &mut f32) -> (u32, f32) {
         for vector in vectors {
             for lane in 0..LANES {
                 highest[lane] = if vector[lane] > highest[lane] { vector[lane] } else { highest[lane] };
-                sums[lane] += vector[lane] - vector[lane];
+                sums[lane] += vector[lane] * 0.0;
             }
         }
-        *broken += sums.iter().sum::<f32>() + rest.iter().map(|logit| logit - logit).sum::<f32>();
+        *broken += sums.iter().sum::<f32>() + rest.iter().map(|logit| logit * 0.0).sum::<f32>();
         let piece_best = highest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
         if piece_best > best {
             (best_piece, best) = (index, piece_best);
