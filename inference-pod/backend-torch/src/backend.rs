@@ -1,13 +1,13 @@
 //! The engine's backend on libtorch: a model, its cache, and one call for each step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use fairlead_engine::backend::{
-    AdapterError, AdapterId, Backend, BackendError, BlockBytes, BlockId, KvCapacity, ReadAdapter,
-    SampleRequest, Sampled, SequenceId, SequenceStep, StepBatch,
+    AdapterError, AdapterId, AdapterReader, Backend, BackendError, BlockBytes, BlockId, KvCapacity,
+    ReadAdapter, SampleRequest, Sampled, SequenceId, SequenceStep, StepBatch,
 };
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_model::plan::BLOCK_SIZES;
@@ -17,6 +17,7 @@ use crate::device::ComputeDevice;
 use crate::error::{LoadError, step_error};
 use crate::kv_cache::KvCache;
 use crate::logits::sample_step;
+use crate::lora::{Adapter, StepAdapters, TorchAdapterReader};
 use crate::model::DecoderModel;
 use crate::step::StepLayout;
 use crate::weights::read_config;
@@ -49,6 +50,8 @@ pub struct TorchBackend {
     config: ModelConfig,
     weights: WeightsSummary,
     options: LoadOptions,
+    dtype: RunDtype,
+    adapters: BTreeMap<AdapterId, Adapter>,
 }
 
 impl TorchBackend {
@@ -84,7 +87,7 @@ impl TorchBackend {
             seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );
-        Ok(Self { model, cache, config, weights, options: *options })
+        Ok(Self { model, cache, config, weights, options: *options, dtype, adapters: BTreeMap::new() })
     }
 
     /// The model's configuration.
@@ -159,9 +162,11 @@ impl Backend for TorchBackend {
             StepLayout::new(batch, self.cache.capacity(), self.config.vocab_size).map_err(|problem| {
                 BackendError::Fatal(format!("the scheduler made an impossible batch: {problem}"))
             })?;
+        let device = self.options.device.torch();
+        let adapters = StepAdapters::plan(batch, &layout.rows, &self.adapters, device)?;
         self.cache.load(&batch.loads).map_err(step_error)?;
         self.cache.copy(&batch.copies).map_err(step_error)?;
-        let hidden = self.model.forward(&layout, &mut self.cache).map_err(step_error)?;
+        let hidden = self.model.forward(&layout, &adapters, &mut self.cache).map_err(step_error)?;
         let vocabulary = self.config.vocab_size as usize;
         let sampled = sample_step(batch, &layout.rows, vocabulary, |rows| self.model.logits(&hidden, rows));
         if let Err(BackendError::NonFinite(broken)) = &sampled {
@@ -177,11 +182,22 @@ impl Backend for TorchBackend {
         blocks.iter().map(|&block| self.cache.read(block).map_err(step_error)).collect()
     }
 
-    fn load_adapter(&mut self, _id: AdapterId, _adapter: ReadAdapter) -> Result<(), AdapterError> {
-        Err(AdapterError::Invalid("LoRA adapters are not supported by this model".to_owned()))
+    fn adapter_reader(&self) -> Option<Arc<dyn AdapterReader>> {
+        let device = self.options.device;
+        Some(Arc::new(TorchAdapterReader { config: self.config.clone(), dtype: self.dtype, device }))
     }
 
-    fn unload_adapter(&mut self, _id: AdapterId) {}
+    fn load_adapter(&mut self, id: AdapterId, adapter: ReadAdapter) -> Result<(), AdapterError> {
+        let weights = adapter.weights.downcast::<Adapter>().map_err(|_| {
+            AdapterError::Invalid("the adapter was read for another backend; load it again".to_owned())
+        })?;
+        self.adapters.insert(id, *weights);
+        Ok(())
+    }
+
+    fn unload_adapter(&mut self, id: AdapterId) {
+        self.adapters.remove(&id);
+    }
 }
 
 /// All blocks that some sequences of a batch hold, each once.

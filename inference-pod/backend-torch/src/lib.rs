@@ -15,6 +15,7 @@ mod error;
 mod kv_cache;
 mod layers;
 mod logits;
+mod lora;
 mod memory;
 mod model;
 mod rope;

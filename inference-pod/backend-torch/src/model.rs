@@ -6,11 +6,12 @@ use fairlead_model::tensors::{EMBEDDING, OUTPUT};
 use fairlead_model::{ModelConfig, RunDtype, WeightsSummary};
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::attention::{HeadShape, LibtorchAttention, PagedAttention, SelfAttention};
+use crate::attention::{HeadShape, LibtorchAttention, PagedAttention, SelfAttention, TokenPlaces};
 use crate::device::{ComputeDevice, torch_kind};
 use crate::error::LoadError;
 use crate::kv_cache::KvCache;
 use crate::layers::{Linear, Mlp, RmsNorm};
+use crate::lora::StepAdapters;
 use crate::rope::Rope;
 use crate::step::StepLayout;
 use crate::weights::{Progress, Weights};
@@ -77,21 +78,29 @@ impl DecoderModel {
 
     /// Runs all tokens of a step through all layers and stores their keys and values. `[tokens, hidden]`, before the last
     /// norm: only the rows that [`DecoderModel::logits`] is asked for need it.
-    pub(crate) fn forward(&self, layout: &StepLayout, cache: &mut KvCache) -> Result<Tensor, TchError> {
+    pub(crate) fn forward(
+        &self,
+        layout: &StepLayout,
+        adapters: &StepAdapters<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor, TchError> {
         let on_device = |numbers: &[i64]| Tensor::f_from_slice(numbers)?.f_to_device(self.device);
         let tokens = on_device(&layout.tokens)?;
-        let slots = on_device(&layout.slots)?;
-        let angles = self.rope.angles(&on_device(&layout.positions)?, self.kind)?;
+        let places = TokenPlaces {
+            angles: self.rope.angles(&on_device(&layout.positions)?, self.kind)?,
+            slots: on_device(&layout.slots)?,
+        };
         let plan = self.attention.plan(layout, self.kind, self.device)?;
 
         let mut hidden = self.embedding.f_index_select(0, &tokens)?;
-        for (layer, cache) in self.layers.iter().zip(cache.layers_mut()) {
+        for ((index, layer), cache) in self.layers.iter().enumerate().zip(cache.layers_mut()) {
+            let adapters = adapters.layer(index);
             let normed = layer.attention_norm.forward(&hidden)?;
             let attended =
-                layer.attention.forward(&normed, &angles, &slots, cache, &self.attention, &plan)?;
+                layer.attention.forward(&normed, &places, adapters, cache, &self.attention, &plan)?;
             let _ = hidden.f_add_(&attended)?;
             let normed = layer.mlp_norm.forward(&hidden)?;
-            let _ = hidden.f_add_(&layer.mlp.forward(&normed)?)?;
+            let _ = hidden.f_add_(&layer.mlp.forward(&normed, adapters)?)?;
         }
         Ok(hidden)
     }

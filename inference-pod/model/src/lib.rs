@@ -1,5 +1,5 @@
 //! What a model is and what it needs, as pure data: config.json, safetensors headers, the tensors an architecture wants,
-//! and the memory plan.
+//! LoRA adapters, and the memory plan.
 //!
 //! It owns every check that can be made before a weight is read, and the arithmetic behind `status.plan`. It reads no file
 //! and opens no connection: `fairlead-fetch` brings the bytes. The operator calls [`plan()`] before it makes a pod, the
@@ -15,6 +15,7 @@ pub mod error;
 mod fields;
 pub mod generation;
 pub mod index;
+pub mod lora;
 pub mod plan;
 pub mod rope;
 pub mod safetensors_header;
@@ -27,6 +28,7 @@ pub use dtype::{DeviceKind, RunDtype, StoredDtype};
 pub use error::{ModelError, Reason};
 pub use generation::GenerationDefaults;
 pub use index::SafetensorsIndex;
+pub use lora::{LoraConfig, LoraTensors};
 pub use plan::{Plan, PlanInputs, plan};
 pub use rope::{Rope, RopeScaling};
 pub use safetensors_header::{SafetensorsHeader, TensorInfo};

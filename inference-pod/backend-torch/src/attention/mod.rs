@@ -9,4 +9,4 @@ mod self_attention;
 
 pub(crate) use libtorch::LibtorchAttention;
 pub(crate) use paged::{HeadShape, PagedAttention};
-pub(crate) use self_attention::SelfAttention;
+pub(crate) use self_attention::{SelfAttention, TokenPlaces};

@@ -7,8 +7,17 @@ use super::{HeadShape, PagedAttention};
 use crate::error::LoadError;
 use crate::kv_cache::LayerCache;
 use crate::layers::{Linear, RmsNorm};
+use crate::lora::{Fused, LayerAdapters};
 use crate::rope::RotaryAngles;
 use crate::weights::Weights;
+
+/// Where each token of a step stands: in its sequence, and in the cache.
+pub(crate) struct TokenPlaces {
+    /// Angles of its position.
+    pub(crate) angles: RotaryAngles,
+    /// Slot of its keys and values, `[tokens]`.
+    pub(crate) slots: Tensor,
+}
 
 /// Projections of queries, keys and values (one matrix) and of the output.
 pub(crate) struct SelfAttention {
@@ -63,30 +72,34 @@ impl SelfAttention {
         })
     }
 
-    /// `[tokens, hidden]` to the same; stores the tokens' keys and values in `slots` of `cache`.
+    /// `[tokens, hidden]` to the same; stores the tokens' keys and values at their places in `cache`.
     pub(crate) fn forward<A: PagedAttention>(
         &self,
         input: &Tensor,
-        angles: &RotaryAngles,
-        slots: &Tensor,
+        places: &TokenPlaces,
+        adapters: LayerAdapters<'_>,
         cache: &mut LayerCache,
         attention: &A,
         plan: &A::Plan,
     ) -> Result<Tensor, TchError> {
         let HeadShape { heads, kv_heads, head_dim } = self.shape;
-        let qkv = self.qkv.forward(input)?.f_view([-1, heads + 2 * kv_heads, head_dim])?;
+        let qkv = self.qkv.forward(input)?;
+        adapters.add(Fused::Qkv, input, &qkv)?;
+        let qkv = qkv.f_view([-1, heads + 2 * kv_heads, head_dim])?;
         // Queries and keys turn alike, so they turn together.
         let turning = qkv.f_narrow(1, 0, heads + kv_heads)?;
         let rotated = match &self.head_norms {
-            None => angles.rotate(&turning)?,
-            Some(norms) => angles.rotate(&norms.forward(&turning, heads, kv_heads)?)?,
+            None => places.angles.rotate(&turning)?,
+            Some(norms) => places.angles.rotate(&norms.forward(&turning, heads, kv_heads)?)?,
         };
         let queries = rotated.f_narrow(1, 0, heads)?;
         let keys = rotated.f_narrow(1, heads, kv_heads)?;
         let values = qkv.f_narrow(1, heads + kv_heads, kv_heads)?;
-        cache.write(slots, &keys, &values)?;
+        cache.write(&places.slots, &keys, &values)?;
         let attended = attention.attend(plan, self.kind, cache, &queries, &keys, &values)?;
-        self.output.forward(&attended)
+        let output = self.output.forward(&attended)?;
+        adapters.add(Fused::Output, &attended, &output)?;
+        Ok(output)
     }
 }
 

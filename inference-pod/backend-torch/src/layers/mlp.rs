@@ -4,6 +4,7 @@ use tch::{TchError, Tensor};
 
 use super::Linear;
 use crate::error::LoadError;
+use crate::lora::{Fused, LayerAdapters};
 use crate::weights::Weights;
 
 /// `down(silu(gate(x)) * up(x))`, gate and up being one projection.
@@ -30,11 +31,14 @@ impl Mlp {
     }
 
     /// `[tokens, hidden]` to the same.
-    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
+    pub(crate) fn forward(&self, input: &Tensor, adapters: LayerAdapters<'_>) -> Result<Tensor, TchError> {
         let gate_up = self.gate_up.forward(input)?;
+        adapters.add(Fused::GateUp, input, &gate_up)?;
         let mut gate = gate_up.f_narrow(-1, 0, self.width)?.f_silu()?;
         let up = gate_up.f_narrow(-1, self.width, self.width)?;
         let _ = gate.f_mul_(&up)?;
-        self.down.forward(&gate)
+        let output = self.down.forward(&gate)?;
+        adapters.add(Fused::Down, &gate, &output)?;
+        Ok(output)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadOptions, TorchBackend};
 use fairlead_engine::backend::{
-    Backend, BlockId, SampleRequest, Sampled, SequenceStep, StepBatch, TokenLogprob,
+    AdapterId, Backend, BlockId, SampleRequest, Sampled, SequenceStep, StepBatch, TokenLogprob,
 };
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_model::plan::kv_bytes_per_token;
@@ -42,22 +42,7 @@ impl Case {
     /// Reads a case by its name.
     pub fn read(name: &str) -> Self {
         let folder = reference().join(name);
-        let bytes = fs::read(folder.join("expected.safetensors")).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let prompts = (0..2)
-            .map(|index| {
-                let tokens = |part: &str| -> Vec<u32> {
-                    let view = tensors.tensor(&format!("{part}.{index}")).unwrap();
-                    let words = view.data().as_chunks::<8>().0;
-                    words.iter().map(|word| u32::try_from(i64::from_le_bytes(*word)).unwrap()).collect()
-                };
-                Expected {
-                    prompt: tokens("prompt"),
-                    greedy: tokens("greedy"),
-                    logprobs: log_softmax_rows(&tensors.tensor(&format!("logits.{index}")).unwrap()),
-                }
-            })
-            .collect();
+        let prompts = read_expected(&folder);
         Self { folder, prompts }
     }
 
@@ -65,6 +50,25 @@ impl Case {
     pub fn load(&self, block_tokens: u32, dtype: Option<RunDtype>) -> TorchBackend {
         load(&self.folder, block_tokens, dtype)
     }
+}
+
+/// Reads what was computed for the two prompts of a folder.
+pub fn read_expected(folder: &Path) -> Vec<Expected> {
+    let bytes = fs::read(folder.join("expected.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let read = |index| {
+        let tokens = |part: &str| -> Vec<u32> {
+            let view = tensors.tensor(&format!("{part}.{index}")).unwrap();
+            let words = view.data().as_chunks::<8>().0;
+            words.iter().map(|word| u32::try_from(i64::from_le_bytes(*word)).unwrap()).collect()
+        };
+        Expected {
+            prompt: tokens("prompt"),
+            greedy: tokens("greedy"),
+            logprobs: log_softmax_rows(&tensors.tensor(&format!("logits.{index}")).unwrap()),
+        }
+    };
+    (0..2).map(read).collect()
 }
 
 /// Options of a small backend on the CPU.
@@ -146,6 +150,7 @@ struct Sequence {
     tokens: Vec<u32>,
     computed: usize,
     block_table: Vec<BlockId>,
+    adapter: Option<AdapterId>,
 }
 
 /// Plays the scheduler: gives each sequence blocks that lie apart and in no order.
@@ -167,10 +172,20 @@ impl Driver {
 
     /// Adds a sequence and gives it blocks for `capacity` tokens.
     pub fn add(&mut self, prompt: &[u32], capacity: u32) -> usize {
+        self.add_with(prompt, capacity, None)
+    }
+
+    /// Adds a sequence that goes through an adapter.
+    pub fn add_with(&mut self, prompt: &[u32], capacity: u32, adapter: Option<AdapterId>) -> usize {
         let blocks = capacity.div_ceil(self.backend.kv_capacity().block_tokens);
         let block_table = (0..blocks).map(|_| self.free.pop().unwrap()).collect();
-        self.sequences.push(Sequence { tokens: prompt.to_vec(), computed: 0, block_table });
+        self.sequences.push(Sequence { tokens: prompt.to_vec(), computed: 0, block_table, adapter });
         self.sequences.len() - 1
+    }
+
+    /// The backend, to load adapters into.
+    pub fn backend(&mut self) -> &mut TorchBackend {
+        &mut self.backend
     }
 
     /// Tokens of a sequence, prompt and answer.
@@ -231,7 +246,7 @@ impl Driver {
             first_position: sequence.computed as u32,
             block_table: sequence.block_table.clone(),
             drafts: 0,
-            adapter: None,
+            adapter: sequence.adapter,
             sample: Some(SampleRequest {
                 prompt_logprobs: span.scored,
                 ..reporting(span.scored.then_some(vocabulary))
