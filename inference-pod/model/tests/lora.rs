@@ -6,6 +6,9 @@ use fairlead_model::{LoraConfig, LoraTensors, ModelConfig, ModelError, Safetenso
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
+/// Tensors by name, with their shapes.
+type Shapes = Vec<(String, [u64; 2])>;
+
 fn model() -> ModelConfig {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -46,7 +49,7 @@ fn header(tensors: &[(String, [u64; 2])]) -> SafetensorsHeader {
 }
 
 /// The matrices of q_proj and down_proj in both layers.
-fn tensors(rank: u64) -> Vec<(String, [u64; 2])> {
+fn tensors(rank: u64) -> Shapes {
     let module = |layer: u64, name: &str, out: u64, input: u64| {
         let name = format!("base_model.model.model.layers.{layer}.{name}");
         [(format!("{name}.lora_A.weight"), [rank, input]), (format!("{name}.lora_B.weight"), [out, rank])]
@@ -120,7 +123,7 @@ fn what_would_change_the_answer_in_another_way_is_refused_by_name() {
 
 #[test]
 fn matrices_that_do_not_belong_are_refused_by_name() {
-    let with = |change: &dyn Fn(&mut Vec<(String, [u64; 2])>)| {
+    let with = |change: &dyn Fn(&mut Shapes)| {
         let mut tensors = tensors(4);
         change(&mut tensors);
         check(json!({}), &tensors).expect_err("must be refused").to_string()

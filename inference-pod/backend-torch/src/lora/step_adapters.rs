@@ -112,6 +112,7 @@ fn spans_by_adapter(batch: &StepBatch, rows: &[Range<usize>]) -> BTreeMap<Adapte
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // one range is what is meant
 mod tests {
     use fairlead_engine::backend::SequenceStep;
 
@@ -141,8 +142,8 @@ mod tests {
     #[test]
     fn an_adapter_that_is_not_loaded_is_named() {
         let batch = StepBatch::from(vec![sequence(Some(5))]);
-        let planned =
-            StepAdapters::plan(&batch, std::slice::from_ref(&(0..1)), &BTreeMap::new(), Device::Cpu);
+        let (rows, loaded) = ([0..1], BTreeMap::new());
+        let planned = StepAdapters::plan(&batch, &rows, &loaded, Device::Cpu);
         assert!(
             matches!(planned, Err(BackendError::Fatal(problem)) if problem.contains("adapter 5 is not loaded"))
         );
