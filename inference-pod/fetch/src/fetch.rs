@@ -73,6 +73,32 @@ pub async fn fetch(
     }
 }
 
+/// Brings a LoRA adapter, as [`fetch`] brings a model, and returns its folder. What its files hold is looked at when it is
+/// loaded: only the model that runs can tell whether they fit.
+///
+/// # Errors
+/// Any [`FetchError`].
+pub async fn fetch_adapter(source: &SourceUri, hub: &Hub, dir: &Path) -> Result<PathBuf, FetchError> {
+    match source {
+        SourceUri::Hub { repository, revision } => {
+            let options = FetchOptions::default();
+            whole_from_hub(hub, repository, revision, dir, &options, What::Adapter).await?;
+            Ok(dir.to_owned())
+        }
+        SourceUri::Folder { path } => Ok(path.clone()),
+        SourceUri::Claim { .. } | SourceUri::Image { .. } => Err(FetchError::InvalidUri(format!(
+            "{source} cannot be reached from here; mount it and give this process the folder, as file:///path"
+        ))),
+    }
+}
+
+/// What a repository holds.
+#[derive(Clone, Copy)]
+enum What {
+    Model,
+    Adapter,
+}
+
 async fn from_folder(path: &Path, options: &FetchOptions) -> Result<FetchedModel, FetchError> {
     let inspection = inspect::folder(path).await?;
     let used = inspect::used_files(path).await?;
@@ -107,13 +133,26 @@ async fn from_hub(
     dir: &Path,
     options: &FetchOptions,
 ) -> Result<FetchedModel, FetchError> {
+    let (state, _lock) = whole_from_hub(hub, repository, revision, dir, options, What::Model).await?;
+    finish(dir, &state, options).await
+}
+
+/// Brings all files of a repository that are in use. The folder stays locked while the second value lives.
+async fn whole_from_hub(
+    hub: &Hub,
+    repository: &Repository,
+    revision: &str,
+    dir: &Path,
+    options: &FetchOptions,
+    what: What,
+) -> Result<(State, Option<std::fs::File>), FetchError> {
     tokio::fs::create_dir_all(dir).await.map_err(|error| FetchError::disk("create", dir, &error))?;
-    let _lock = lock(dir).await?;
+    let lock = lock(dir).await?;
     let state = State::read(dir).await;
     let whole = state.repository == repository.to_string() && state.is_whole(dir).await;
 
     if whole && is_commit(revision) && state.commit == revision {
-        return finish(dir, &state, options).await;
+        return Ok((state, lock));
     }
     let looked_up = if whole {
         hub.resolve_once(repository, revision).await
@@ -124,15 +163,33 @@ async fn from_hub(
         Ok(model) => model,
         Err(error) if whole && error.is_transient() => {
             tracing::warn!(%error, commit = state.commit, "the hub is away, using what was fetched before");
-            return finish(dir, &state, options).await;
+            return Ok((state, lock));
         }
         Err(error) => return Err(error),
     };
     if whole && state.commit == model.commit {
-        return finish(dir, &state, options).await;
+        return Ok((state, lock));
     }
-    let state = bring(hub, &model, state, dir, options).await?;
-    finish(dir, &state, options).await
+    Ok((bring(hub, &model, state, dir, options, what).await?, lock))
+}
+
+/// Names of the files of a model that are in use.
+async fn files_of_model(
+    hub: &Hub,
+    model: &RemoteModel,
+    place: &str,
+    names: &[String],
+) -> Result<BTreeSet<String>, FetchError> {
+    let layout = files::layout(place, names)?;
+    let index = match layout {
+        WeightsLayout::Single => None,
+        WeightsLayout::Sharded => {
+            let bytes = hub.read_small(model, INDEX_FILE, MAX_INDEX_BYTES as u64).await?;
+            Some(SafetensorsIndex::parse(&bytes)?)
+        }
+    };
+    let weights = files::weights(place, names, index.as_ref())?;
+    Ok(files::small(names, layout).into_iter().chain(weights).collect())
 }
 
 /// Fetches all files of `model` that `state` does not hold.
@@ -142,26 +199,21 @@ async fn bring(
     mut state: State,
     dir: &Path,
     options: &FetchOptions,
+    what: What,
 ) -> Result<State, FetchError> {
     let names: Vec<String> = model.files.iter().map(|file| file.name.clone()).collect();
     let place = format!("{}@{} on {}", model.repository, model.commit, hub.name());
-    let layout = files::layout(&place, &names)?;
-    let index = match layout {
-        WeightsLayout::Single => None,
-        WeightsLayout::Sharded => {
-            let bytes = hub.read_small(model, INDEX_FILE, MAX_INDEX_BYTES as u64).await?;
-            Some(SafetensorsIndex::parse(&bytes)?)
-        }
+    let in_use = match what {
+        What::Model => files_of_model(hub, model, &place, &names).await?,
+        What::Adapter => files::adapter(&place, &names)?,
     };
-    let weights = files::weights(&place, &names, index.as_ref())?;
-    let in_use: BTreeSet<String> = files::small(&names, layout).into_iter().chain(weights).collect();
 
     let concurrency = options.concurrency.max(1);
     // Futures are made before their stream: a closure inside it would keep the whole from being `Send`.
     let questions: Vec<_> = in_use.iter().map(|name| Wanted::learn(hub, model, name)).collect();
     let wanted: Vec<Wanted> = stream::iter(questions).buffered(concurrency).try_collect().await?;
     let total = wanted.iter().map(|wanted| wanted.size).sum();
-    tracing::info!(%place, files = wanted.len(), bytes = total, "fetching the model");
+    tracing::info!(%place, files = wanted.len(), bytes = total, "fetching");
     let meter = Meter::new(total, options.progress.clone());
 
     let mut missing = Vec::new();

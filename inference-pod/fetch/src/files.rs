@@ -4,9 +4,12 @@
 //! In use are the small files of [`SMALL_FILES`] that exist, and the weights: `model.safetensors`, or, without it, the shards
 //! that `model.safetensors.index.json` names.
 
+use std::collections::BTreeSet;
+
 use fairlead_model::SafetensorsIndex;
 use fairlead_model::config::CONFIG_FILE;
 use fairlead_model::index::{INDEX_FILE, SINGLE_FILE};
+use fairlead_model::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 
 use crate::error::FetchError;
 
@@ -103,6 +106,21 @@ pub fn small(names: &[String], layout: WeightsLayout) -> Vec<String> {
     small
 }
 
+/// Names of the files of a LoRA adapter, all of which must be among `names`.
+///
+/// # Errors
+/// [`FetchError::NotFound`] that names what is missing.
+pub fn adapter(place: &str, names: &[String]) -> Result<BTreeSet<String>, FetchError> {
+    let wanted = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE];
+    match wanted.iter().find(|wanted| !names.iter().any(|name| name == *wanted)) {
+        None => Ok(wanted.map(str::to_owned).into()),
+        Some(missing) => Err(FetchError::NotFound(format!(
+            "{place} has no {missing}, so it is no LoRA adapter as PEFT saves it; it holds {}",
+            listing(names)
+        ))),
+    }
+}
+
 fn listing(names: &[String]) -> String {
     const SHOWN: usize = 6;
     match names {
@@ -126,6 +144,15 @@ mod tests {
         assert_eq!(layout("x", &all).expect("is complete"), WeightsLayout::Single);
         assert_eq!(small(&all, WeightsLayout::Single), [CONFIG_FILE, TOKENIZER_FILE]);
         assert_eq!(weights("x", &all, None).expect("is there"), [SINGLE_FILE]);
+    }
+
+    #[test]
+    fn an_adapter_is_its_two_files_and_nothing_else() {
+        let all = names(&[ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, "optimizer.pt", TOKENIZER_FILE]);
+        let files = adapter("x", &all).expect("is complete");
+        assert_eq!(files.into_iter().collect::<Vec<_>>(), [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE]);
+        let error = adapter("x", &names(&[ADAPTER_CONFIG_FILE])).expect_err("is not").to_string();
+        assert!(error.contains("has no adapter_model.safetensors"), "{error}");
     }
 
     #[test]

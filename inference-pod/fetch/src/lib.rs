@@ -21,7 +21,7 @@ pub mod source_uri;
 mod state;
 
 pub use error::FetchError;
-pub use fetch::{FetchOptions, FetchedModel, fetch};
+pub use fetch::{FetchOptions, FetchedModel, fetch, fetch_adapter};
 pub use hub::Hub;
 pub use inspect::{Inspection, inspect};
 pub use progress::{Progress, ProgressFn};

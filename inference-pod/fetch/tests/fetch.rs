@@ -7,7 +7,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use common::{Scene, uri, write_model};
-use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Progress, fetch};
+use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Progress, SourceUri, fetch, fetch_adapter};
 use fairlead_model::Reason;
 use fairlead_test_hub::FaultKind;
 use sha2::{Digest, Sha256};
@@ -375,4 +375,27 @@ fn a_fetch_can_be_spawned() {
         is_send(fairlead_fetch::inspect(source, hub));
     }
     let _ = check;
+}
+
+#[tokio::test]
+async fn an_adapter_is_fetched_without_a_model_around_it() {
+    let scene = Scene::new().await;
+    let dir = scene.root.path().join("org/adapter");
+    std::fs::create_dir_all(&dir).unwrap();
+    let files =
+        [("adapter_config.json", "{}"), ("adapter_model.safetensors", "weights"), ("training.bin", "no")];
+    for (name, text) in files {
+        std::fs::write(dir.join(name), text).unwrap();
+    }
+    let target = scene.cache.path().join("adapter");
+    let fetched = fetch_adapter(&uri("hf://org/adapter"), &scene.client(), &target).await.unwrap();
+    assert_eq!(fetched, target);
+    assert_eq!(std::fs::read_to_string(target.join("adapter_model.safetensors")).unwrap(), "weights");
+    assert!(!target.join("training.bin").exists());
+    // A model is no adapter.
+    let error = fetch_adapter(&uri("hf://org/tiny"), &scene.client(), &scene.cache.path().join("x")).await;
+    assert!(error.unwrap_err().to_string().contains("adapter_config.json"));
+    // A folder is used where it is.
+    let folder = SourceUri::Folder { path: dir.clone() };
+    assert_eq!(fetch_adapter(&folder, &scene.client(), &target).await.unwrap(), dir);
 }
