@@ -365,12 +365,7 @@ async fn two_fetches_into_one_folder_do_not_disturb_each_other() {
 #[test]
 fn a_fetch_can_be_spawned() {
     fn is_send<T: Send>(_: T) {}
-    fn check(
-        source: &fairlead_fetch::SourceUri,
-        hub: &fairlead_fetch::Hub,
-        dir: &std::path::Path,
-        options: &FetchOptions,
-    ) {
+    fn check(source: &SourceUri, hub: &fairlead_fetch::Hub, dir: &std::path::Path, options: &FetchOptions) {
         is_send(fetch(source, hub, dir, options));
         is_send(fairlead_fetch::inspect(source, hub));
     }
@@ -381,16 +376,16 @@ fn a_fetch_can_be_spawned() {
 async fn an_adapter_is_fetched_without_a_model_around_it() {
     let scene = Scene::new().await;
     let dir = scene.root.path().join("org/adapter");
-    std::fs::create_dir_all(&dir).unwrap();
+    fs::create_dir_all(&dir).unwrap();
     let files =
         [("adapter_config.json", "{}"), ("adapter_model.safetensors", "weights"), ("training.bin", "no")];
     for (name, text) in files {
-        std::fs::write(dir.join(name), text).unwrap();
+        fs::write(dir.join(name), text).unwrap();
     }
     let target = scene.cache.path().join("adapter");
     let fetched = fetch_adapter(&uri("hf://org/adapter"), &scene.client(), &target).await.unwrap();
     assert_eq!(fetched, target);
-    assert_eq!(std::fs::read_to_string(target.join("adapter_model.safetensors")).unwrap(), "weights");
+    assert_eq!(fs::read_to_string(target.join("adapter_model.safetensors")).unwrap(), "weights");
     assert!(!target.join("training.bin").exists());
     // A model is no adapter.
     let error = fetch_adapter(&uri("hf://org/tiny"), &scene.client(), &scene.cache.path().join("x")).await;
