@@ -11,5 +11,6 @@ pub mod grammar;
 pub mod sampling;
 pub mod scheduler;
 pub mod sequence;
+pub mod speculation;
 pub mod stop;
 pub mod tiers;
