@@ -25,7 +25,7 @@ pub enum Prompt {
 pub struct CompletionRequest {
     /// The model the client names.
     pub model: String,
-    /// At least one prompt; each gets a choice, in order.
+    /// At least one prompt; each gets `n` choices, in order.
     pub prompts: Vec<Prompt>,
     /// How to generate and send.
     pub options: GenerationOptions,
@@ -54,11 +54,12 @@ impl CompletionRequest {
         let prompts = parse_prompts(&fields)?;
         let echo = fields.boolean("echo")?.unwrap_or(false);
         // `echo` with no new tokens scores a prompt: what evaluation harnesses ask for.
-        let mut options = GenerationOptions::parse(&fields, if echo { 0 } else { 1 })?;
+        let mut options = GenerationOptions::parse(&fields, if echo { 0 } else { 1 }, None)?;
         if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
             options.refuse("suffix", "leave it out");
         }
         let logprobs = fields.integer("logprobs", 0..=i64::from(MAX_LOGPROBS))?.map(to_u32);
+        check_together(&prompts, &options, echo)?;
         Ok(Self { model, prompts, options, logprobs, echo })
     }
 
@@ -66,6 +67,33 @@ impl CompletionRequest {
     pub fn unsupported(&self) -> Option<ApiError> {
         self.options.unsupported()
     }
+}
+
+/// What the fields must be to one another.
+fn check_together(prompts: &[Prompt], options: &GenerationOptions, echo: bool) -> Result<(), ApiError> {
+    let answers = prompts.len().saturating_mul(options.n as usize);
+    if answers > MAX_PROMPTS {
+        let message = format!(
+            "n: {} prompts with {} answers each make {answers}, but at most {MAX_PROMPTS} are allowed; send fewer",
+            prompts.len(),
+            options.n
+        );
+        return Err(ApiError::invalid("n", message));
+    }
+    if options.n > 1 && options.max_tokens == Some(0) {
+        return Err(ApiError::invalid(
+            "n",
+            "n asks for several answers, but max_tokens 0 for none; set n to 1",
+        ));
+    }
+    let invalid = |message: &str| Err(ApiError::invalid("resume_token_ids", message));
+    if !options.resume_token_ids.is_empty() && prompts.len() > 1 {
+        return invalid("resume_token_ids goes on with one answer, but there are several prompts; send one");
+    }
+    if !options.resume_token_ids.is_empty() && echo {
+        return invalid("resume_token_ids sends only what is new, echo the prompt as well; leave echo out");
+    }
+    Ok(())
 }
 
 fn parse_prompts(fields: &Fields<'_>) -> Result<Vec<Prompt>, ApiError> {
@@ -116,9 +144,10 @@ pub struct Completion {
     pub created: u64,
     /// The model's public name.
     pub model: String,
-    /// One for each prompt; in a chunk, one with what is new.
+    /// `n` for each prompt; in a chunk, one with what is new.
     pub choices: Vec<CompletionChoice>,
-    /// Token counts. In a stream with `include_usage`: null in all chunks but the last; otherwise absent.
+    /// Token counts. In a stream with `include_usage`: null in all chunks but the last, or with `continuous_usage_stats` in
+    /// none; otherwise absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
 }
@@ -126,7 +155,7 @@ pub struct Completion {
 /// One answer, or what is new in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionChoice {
-    /// Number of the prompt that it answers.
+    /// Its number: with `n` answers to each prompt, those to the first come first.
     pub index: u32,
     /// Its text.
     pub text: String,
@@ -134,6 +163,12 @@ pub struct CompletionChoice {
     pub logprobs: Option<CompletionLogprobs>,
     /// Why it ended; null in all chunks but the last.
     pub finish_reason: Option<FinishReason>,
+    /// Its new tokens, with `return_token_ids`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
+    /// The prompt's tokens, with `return_token_ids`; in a stream in the choice's first chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// Log-probabilities, one entry in each list for each token.

@@ -81,7 +81,8 @@ impl ApiError {
             404,
             "invalid_request_error",
             format!(
-                "there is nothing at {}; the API has /v1/chat/completions, /v1/completions and /v1/models",
+                "there is nothing at {}; the API has /v1/chat/completions, /v1/completions, /tokenize, /detokenize and \
+                 /v1/models",
                 clip(path)
             ),
         )
@@ -120,6 +121,11 @@ impl ApiError {
         let mut error = Self::new(503, "service_unavailable_error", message).with_code(code);
         error.retry_after = Some(retry_after);
         error
+    }
+
+    /// 504: the time that the client gave has passed.
+    pub fn deadline_passed(message: impl Into<String>) -> Self {
+        Self::new(504, "timeout_error", message).with_code("deadline_passed")
     }
 
     /// 500: our fault.

@@ -140,6 +140,10 @@ impl<'a> Fields<'a> {
         self.get(key).map(|value| Fields::at(value, self.name(key))).transpose()
     }
 
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        self.object.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.object.len()
     }

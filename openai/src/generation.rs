@@ -5,11 +5,23 @@ use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::fields::{Fields, describe, wrong};
+use crate::output_form::{self, RequestedForm};
+use crate::sampling::SamplingFields;
 
 /// Most stop strings in one request, as for OpenAI.
 pub const MAX_STOP_STRINGS: usize = 4;
+/// Longest stop string in bytes: as much text may have to be held back.
+pub const MAX_STOP_BYTES: usize = 1024;
+/// Most stop tokens in one request.
+pub const MAX_STOP_TOKENS: usize = 1024;
 /// Most alternatives reported for each token.
 pub const MAX_LOGPROBS: u32 = 20;
+/// Most answers to one prompt.
+pub const MAX_CHOICES: u32 = 128;
+/// Longest `cache_salt` in bytes.
+pub const MAX_CACHE_SALT: usize = 256;
+/// Most tokens of an answer that is resumed.
+pub const MAX_RESUMED: usize = 1 << 20;
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,27 +42,39 @@ pub enum FinishReason {
 pub struct GenerationOptions {
     /// Most tokens to generate (`max_tokens`, or `max_completion_tokens` of the chat API).
     pub max_tokens: Option<u32>,
-    /// 0 to 2; 0 takes the likeliest token.
-    pub temperature: Option<f32>,
-    /// Above 0, at most 1.
-    pub top_p: Option<f32>,
-    /// Keep this many likeliest tokens; 0 keeps all (vLLM's extension, whose -1 becomes 0).
-    pub top_k: Option<u32>,
-    /// Seed of the random choices.
-    pub seed: Option<i64>,
-    /// Strings that end the answer; not part of it.
+    /// Fewest tokens to generate before the answer may end by itself (vLLM's extension); at most `max_tokens`.
+    pub min_tokens: u32,
+    /// Answers to each prompt, 1 to 128; 0 stands for 1.
+    pub n: u32,
+    /// How tokens are chosen.
+    pub sampling: SamplingFields,
+    /// Strings that end the answer.
     pub stop: Vec<String>,
     /// Tokens that end the answer (vLLM's extension).
     pub stop_token_ids: Vec<u32>,
+    /// Whether the string that ended the answer is part of it (`include_stop_str_in_output`, vLLM's extension).
+    pub include_stop: bool,
     /// Do not end at the end-of-sequence token (vLLM's extension, for benchmarks).
     pub ignore_eos: bool,
+    /// What form the answer must have.
+    pub form: Option<RequestedForm>,
     /// Send the answer as server-sent events.
     pub stream: bool,
     /// Send a last chunk with the usage (`stream_options.include_usage`).
     pub include_usage: bool,
+    /// Send the usage so far with every chunk (`stream_options.continuous_usage_stats`, vLLM's extension).
+    pub continuous_usage: bool,
+    /// Send the ids of prompt and answer (vLLM's extension).
+    pub return_token_ids: bool,
+    /// The answer's tokens so far, where it was begun elsewhere: only what follows is sent (our extension).
+    pub resume_token_ids: Vec<u32>,
+    /// Requests share cached prefixes only with those of the same salt (vLLM's extension).
+    pub cache_salt: Option<String>,
+    /// Smaller goes first; 0 where left open (vLLM's extension).
+    pub priority: i32,
     /// The caller's own name for its end user.
     pub user: Option<String>,
-    /// Fields that ask for what our engine does not do yet, in the order of their appearance here.
+    /// Fields that ask for what our engine does not do, in the order in which they were met.
     unsupported: Vec<UnsupportedField>,
 }
 
@@ -61,39 +85,89 @@ struct UnsupportedField {
 }
 
 impl GenerationOptions {
-    pub(crate) fn parse(fields: &Fields<'_>, smallest_max_tokens: i64) -> Result<Self, ApiError> {
+    /// Reads them; `max_tokens` may come under a newer name, which goes before the old one.
+    pub(crate) fn parse(
+        fields: &Fields<'_>,
+        smallest_max_tokens: i64,
+        newer_max_tokens: Option<u32>,
+    ) -> Result<Self, ApiError> {
         let most = i64::from(u32::MAX);
+        let flag = |key: &str| -> Result<bool, ApiError> { Ok(fields.boolean(key)?.unwrap_or(false)) };
+        let max_tokens = fields.integer("max_tokens", smallest_max_tokens..=most)?.map(to_u32);
         let mut options = Self {
-            max_tokens: fields.integer("max_tokens", smallest_max_tokens..=most)?.map(to_u32),
-            temperature: fields.number("temperature", 0.0..=2.0)?.map(|value| value as f32),
-            top_p: fields.number("top_p", 0.0..=1.0)?.map(|value| value as f32),
-            top_k: fields.integer("top_k", -1..=most)?.map(to_u32),
-            seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
+            max_tokens: newer_max_tokens.or(max_tokens),
+            min_tokens: fields.integer("min_tokens", 0..=most)?.map_or(0, to_u32),
+            n: fields.integer("n", 1..=i64::from(MAX_CHOICES))?.map_or(1, to_u32),
+            sampling: SamplingFields::parse(fields)?,
             stop: parse_stop(fields)?,
-            stop_token_ids: parse_token_ids(fields, "stop_token_ids")?,
-            ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
-            stream: fields.boolean("stream")?.unwrap_or(false),
+            stop_token_ids: parse_token_ids(fields, "stop_token_ids", MAX_STOP_TOKENS)?,
+            include_stop: flag("include_stop_str_in_output")?,
+            ignore_eos: flag("ignore_eos")?,
+            form: None,
+            stream: flag("stream")?,
             include_usage: false,
+            continuous_usage: false,
+            return_token_ids: flag("return_token_ids")?,
+            resume_token_ids: parse_token_ids(fields, "resume_token_ids", MAX_RESUMED)?,
+            cache_salt: parse_cache_salt(fields)?,
+            priority: fields
+                .integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?
+                .and_then(|priority| i32::try_from(priority).ok())
+                .unwrap_or(0),
             user: fields.string("user")?.map(str::to_owned),
             unsupported: Vec::new(),
         };
-        if options.top_p == Some(0.0) {
+        options.form = output_form::parse(fields, &mut options)?;
+        options.parse_stream_options(fields)?;
+        // Choosing the best of several is for beam search of old; sending them all is what `n` does.
+        let best_of = fields.integer("best_of", 1..=i64::from(MAX_CHOICES))?.map(to_u32);
+        if best_of.is_some_and(|count| count != options.n) {
+            options.refuse("best_of", "leave it out or set it to n, and choose among the n answers");
+        }
+        options.check()?;
+        Ok(options)
+    }
+
+    fn parse_stream_options(&mut self, fields: &Fields<'_>) -> Result<(), ApiError> {
+        let Some(stream_options) = fields.object("stream_options")? else { return Ok(()) };
+        if !self.stream {
             return Err(ApiError::invalid(
-                "top_p",
-                "top_p must be above 0 and at most 1, but is 0; use temperature 0",
+                "stream_options",
+                "stream_options is for streams only; set stream to true or leave it out",
             ));
         }
-        if let Some(stream_options) = fields.object("stream_options")? {
-            if !options.stream {
-                return Err(ApiError::invalid(
-                    "stream_options",
-                    "stream_options is for streams only; set stream to true or leave it out",
-                ));
+        self.include_usage = stream_options.boolean("include_usage")?.unwrap_or(false);
+        let continuous = stream_options.boolean("continuous_usage_stats")?.unwrap_or(false);
+        // As for vLLM, it says how often the usage comes, and include_usage whether.
+        self.continuous_usage = continuous && self.include_usage;
+        Ok(())
+    }
+
+    /// What the fields must be to one another.
+    fn check(&self) -> Result<(), ApiError> {
+        if let Some(most) = self.max_tokens {
+            if self.min_tokens > most {
+                let message = format!(
+                    "min_tokens is {}, but at most {most} tokens are asked for (max_tokens); lower it",
+                    self.min_tokens
+                );
+                return Err(ApiError::invalid("min_tokens", message));
             }
-            options.include_usage = stream_options.boolean("include_usage")?.unwrap_or(false);
+            if !self.resume_token_ids.is_empty() && self.resume_token_ids.len() >= most as usize {
+                let message = format!(
+                    "resume_token_ids has {} tokens, so that of {most} (max_tokens) none is left; do not resume it",
+                    self.resume_token_ids.len()
+                );
+                return Err(ApiError::invalid("resume_token_ids", message));
+            }
         }
-        options.parse_unsupported(fields)?;
-        Ok(options)
+        if !self.resume_token_ids.is_empty() && self.n > 1 {
+            return Err(ApiError::invalid(
+                "resume_token_ids",
+                "resume_token_ids goes on with one answer, but n asks for several; set n to 1",
+            ));
+        }
+        Ok(())
     }
 
     /// The first field that our engine would have to ignore, as the 400 that the pod answers.
@@ -104,70 +178,33 @@ impl GenerationOptions {
 
     pub(crate) fn refuse(&mut self, param: impl Into<String>, remedy: &str) {
         let param = param.into();
-        let message = format!("{param} is not supported by this model's server yet; {remedy}");
+        let message = format!("{param} is not supported by this model's server; {remedy}");
         self.unsupported.push(UnsupportedField { param, message });
-    }
-
-    fn parse_unsupported(&mut self, fields: &Fields<'_>) -> Result<(), ApiError> {
-        for key in ["n", "best_of"] {
-            if fields.integer(key, 1..=128)?.is_some_and(|count| count > 1) {
-                self.refuse(key, "leave it out or set it to 1, and send the request several times");
-            }
-        }
-        for key in ["frequency_penalty", "presence_penalty"] {
-            if fields.number(key, -2.0..=2.0)?.is_some_and(|penalty| penalty != 0.0) {
-                self.refuse(key, "leave it out or set it to 0");
-            }
-        }
-        if fields.number("repetition_penalty", 0.0..=f64::MAX)?.is_some_and(|penalty| penalty != 1.0) {
-            self.refuse("repetition_penalty", "leave it out or set it to 1");
-        }
-        if fields.number("min_p", 0.0..=1.0)?.is_some_and(|threshold| threshold != 0.0) {
-            self.refuse("min_p", "leave it out or set it to 0");
-        }
-        if fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.is_some_and(|count| count != 0) {
-            self.refuse("min_tokens", "leave it out or set it to 0");
-        }
-        if fields.object("logit_bias")?.is_some_and(|biases| biases.len() > 0) {
-            self.refuse("logit_bias", "leave it out");
-        }
-        for key in ["tools", "functions"] {
-            if fields.array(key)?.is_some_and(|tools| !tools.is_empty()) {
-                self.refuse(key, "leave it out and describe the tools in a message");
-            }
-        }
-        if let Some(choice) = fields.get("tool_choice") {
-            match choice {
-                Value::String(word) if word == "none" || word == "auto" => {}
-                Value::String(_) | Value::Object(_) => self.refuse("tool_choice", "leave it out"),
-                other => return Err(wrong("tool_choice", "a string or an object", other)),
-            }
-        }
-        if let Some(format) = fields.object("response_format")? {
-            match format.string("type")? {
-                Some("text") => {}
-                Some(_) => self.refuse("response_format", "leave it out or set its type to \"text\""),
-                None => {
-                    return Err(ApiError::invalid(
-                        "response_format.type",
-                        "response_format.type is required: set it to \"text\" or leave response_format out",
-                    ));
-                }
-            }
-        }
-        for key in ["structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"] {
-            if fields.get(key).is_some() {
-                self.refuse(key, "leave it out");
-            }
-        }
-        Ok(())
     }
 }
 
-/// Reads an array of token ids under `key`; absent is empty.
-pub(crate) fn parse_token_ids(fields: &Fields<'_>, key: &str) -> Result<Vec<u32>, ApiError> {
+fn parse_cache_salt(fields: &Fields<'_>) -> Result<Option<String>, ApiError> {
+    let Some(salt) = fields.string("cache_salt")? else { return Ok(None) };
+    if salt.is_empty() || salt.len() > MAX_CACHE_SALT {
+        let message = format!(
+            "cache_salt must have 1 to {MAX_CACHE_SALT} bytes, but has {}; leave it out to share with all who have none",
+            salt.len()
+        );
+        return Err(ApiError::invalid("cache_salt", message));
+    }
+    Ok(Some(salt.to_owned()))
+}
+
+/// Reads an array of at most `most` token ids under `key`; absent is empty.
+pub(crate) fn parse_token_ids(fields: &Fields<'_>, key: &str, most: usize) -> Result<Vec<u32>, ApiError> {
     let Some(items) = fields.array(key)? else { return Ok(Vec::new()) };
-    token_ids(items, &fields.name(key))
+    let path = fields.name(key);
+    if items.len() > most {
+        let message =
+            format!("{path} has {} tokens, but at most {most} are allowed; send fewer", items.len());
+        return Err(ApiError::invalid(path, message));
+    }
+    token_ids(items, &path)
 }
 
 pub(crate) fn token_ids(items: &[Value], path: &str) -> Result<Vec<u32>, ApiError> {
@@ -208,6 +245,15 @@ fn parse_stop(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
             format!(
                 "stop has {} strings, but at most {MAX_STOP_STRINGS} are allowed; send fewer",
                 stops.len()
+            ),
+        ));
+    }
+    if let Some(long) = stops.iter().find(|stop| stop.len() > MAX_STOP_BYTES) {
+        return Err(ApiError::invalid(
+            "stop",
+            format!(
+                "stop has a string of {} bytes, but at most {MAX_STOP_BYTES} are allowed; shorten it",
+                long.len()
             ),
         ));
     }

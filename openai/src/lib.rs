@@ -10,17 +10,26 @@
 //! would have to ignore.
 
 pub mod chat;
+pub mod chat_answer;
+pub mod chat_message;
 pub mod completion;
 pub mod error;
 mod fields;
 pub mod generation;
 pub mod models;
+pub mod output_form;
+pub mod sampling;
+pub mod tokenize;
+pub mod tools;
 pub mod usage;
 
-pub use chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, ChatMessage};
+pub use chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, ChatMessage, ChatPrompt};
 pub use completion::{Completion, CompletionRequest, Prompt};
 pub use error::ApiError;
 pub use fields::parse_json;
 pub use generation::{FinishReason, GenerationOptions};
 pub use models::{Model, ModelList};
+pub use output_form::OutputForm;
+pub use tokenize::{DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest};
+pub use tools::{Tool, ToolCall, ToolChoice};
 pub use usage::Usage;

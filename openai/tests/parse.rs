@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use fairlead_openai::chat::MessageContent;
-use fairlead_openai::{ApiError, ChatCompletionRequest, CompletionRequest, Prompt};
+use fairlead_openai::tokenize::TokenizeInput;
+use fairlead_openai::{
+    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, OutputForm, Prompt,
+    TokenizeRequest, ToolChoice,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -33,15 +37,19 @@ fn reads_a_full_chat_request() {
         "stream": true, "stream_options": {"include_usage": true}, "stop": "END", "seed": -7, "temperature": 0.5,
         "top_p": 0.9, "top_k": 40, "max_tokens": 5, "max_completion_tokens": 6, "logprobs": true, "top_logprobs": 3,
         "ignore_eos": true, "n": 1, "user": "u", "tools": [], "response_format": {"type": "text"}, "unknown": 1,
-        "frequency_penalty": 0, "logit_bias": {}, "presence_penalty": null,
+        "frequency_penalty": 0, "logit_bias": {}, "presence_penalty": null, "store": true, "metadata": {"a": "b"},
+        "service_tier": "auto", "best_of": 1,
     }))
     .unwrap();
     assert_eq!(request.unsupported(), None);
-    assert_eq!(request.messages[1].content.as_ref().map(MessageContent::text), Some("a\nb".to_owned()));
+    assert_eq!(
+        request.prompt.messages[1].content.as_ref().map(MessageContent::text),
+        Some("a\nb".to_owned())
+    );
     assert_eq!(request.options.max_tokens, Some(6));
     assert_eq!(request.options.stop, ["END"]);
-    assert_eq!(request.options.seed, Some(-7));
-    assert_eq!(request.options.top_k, Some(40));
+    assert_eq!(request.options.sampling.seed, Some(-7));
+    assert_eq!(request.options.sampling.top_k, Some(40));
     assert!(request.options.stream && request.options.include_usage && request.options.ignore_eos);
     assert!(request.logprobs);
     assert_eq!(request.top_logprobs, 3);
@@ -100,6 +108,88 @@ fn names_the_wrong_field_and_the_remedy() {
         (json!({"n": 0}), "n", "from 1 to 128"),
         (json!({"tools": {}}), "tools", "tools must be an array"),
         (json!({"response_format": {}}), "response_format.type", "is required"),
+        (json!({"response_format": {"type": "yaml"}}), "response_format.type", "\"json_schema\""),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema", "is required"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}),
+            "response_format.json_schema.name",
+            "is required",
+        ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": 1}}}),
+            "response_format.json_schema.schema",
+            "a JSON schema object",
+        ),
+        (json!({"structured_outputs": {}}), "structured_outputs", "must have one of"),
+        (json!({"structured_outputs": {"regex": "a", "choice": ["a"]}}), "structured_outputs", "send one"),
+        (json!({"structured_outputs": {"regex": ""}}), "structured_outputs.regex", "is empty"),
+        (json!({"structured_outputs": {"grammar": 5}}), "structured_outputs.grammar", "a string"),
+        (json!({"structured_outputs": {"choice": []}}), "structured_outputs.choice", "1 to 1024"),
+        (json!({"structured_outputs": {"choice": [1]}}), "structured_outputs.choice[0]", "non-empty string"),
+        (json!({"structured_outputs": {"json": "{"}}), "structured_outputs.json", "is not JSON"),
+        (json!({"structured_outputs": {"json": "5"}}), "structured_outputs.json", "a JSON schema"),
+        (
+            json!({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}),
+            "structured_outputs",
+            "send one of them",
+        ),
+        (json!({"min_p": 1.5}), "min_p", "from 0 to 1"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty", "above 0"),
+        (json!({"repetition_penalty": 1e-300}), "repetition_penalty", "above 0"),
+        (json!({"presence_penalty": 2.5}), "presence_penalty", "from -2 to 2"),
+        (json!({"frequency_penalty": "x"}), "frequency_penalty", "but is the string"),
+        (json!({"logit_bias": [1]}), "logit_bias", "an object"),
+        (json!({"logit_bias": {"a": 1}}), "logit_bias", "\"42\""),
+        (json!({"logit_bias": {"07": 1}}), "logit_bias", "\"42\""),
+        (json!({"logit_bias": {"7": 101}}), "logit_bias.7", "from -100 to 100"),
+        (json!({"min_tokens": 5, "max_tokens": 4}), "min_tokens", "lower it"),
+        (json!({"min_tokens": -1}), "min_tokens", "at least 0"),
+        (json!({"n": 129}), "n", "from 1 to 128"),
+        (json!({"stop": "x".repeat(2000)}), "stop", "shorten it"),
+        (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]", "a token id"),
+        (json!({"cache_salt": ""}), "cache_salt", "1 to 256 bytes"),
+        (json!({"cache_salt": "x".repeat(257)}), "cache_salt", "1 to 256 bytes"),
+        (json!({"priority": 1_u64 << 40}), "priority", "an integer from"),
+        (json!({"resume_token_ids": [1], "n": 2}), "resume_token_ids", "set n to 1"),
+        (json!({"resume_token_ids": [1, 2], "max_tokens": 2}), "resume_token_ids", "none is left"),
+        (json!({"tools": [{"type": "x"}]}), "tools[0].type", "\"function\""),
+        (json!({"tools": [{"type": "function"}]}), "tools[0].function", "is required"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "a b"}}]}),
+            "tools[0].function.name",
+            "letters, digits",
+        ),
+        (json!({"tools": [tool("f"), tool("f")]}), "tools[1].function.name", "rename one"),
+        (json!({"tools": vec![tool("f"); 129]}), "tools", "at most 128"),
+        (json!({"tools": [tool("f")], "tool_choice": "maybe"}), "tool_choice", "\"required\""),
+        (json!({"tool_choice": "required"}), "tool_choice", "there are no tools"),
+        (
+            json!({"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}}),
+            "tool_choice.function.name",
+            "not among tools",
+        ),
+        (
+            json!({"tools": [tool("f")], "response_format": {"type": "json_object"}}),
+            "response_format",
+            "leave one out",
+        ),
+        (
+            json!({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}),
+            "messages[0].tool_calls[0].function.arguments",
+            "is not JSON",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]}),
+            "messages[0].tool_calls",
+            "assistant's message",
+        ),
+        (json!({"continue_final_message": true}), "continue_final_message", "as the last message"),
+        (
+            json!({"continue_final_message": true, "add_generation_prompt": true}),
+            "continue_final_message",
+            "set one of them",
+        ),
+        (json!({"chat_template_kwargs": 5}), "chat_template_kwargs", "an object"),
     ];
     for (extra, param, message) in cases {
         let error = chat(extra.clone()).expect_err(&extra.to_string());
@@ -117,6 +207,10 @@ fn names_the_wrong_field_and_the_remedy() {
         (json!({"prompt": [-1]}), "prompt[0]", "but is -1"),
         (json!({"max_tokens": 0}), "max_tokens", "at least 1"),
         (json!({"logprobs": true}), "logprobs", "an integer from 0 to 20, but is true"),
+        (json!({"prompt": vec!["a"; 100], "n": 128}), "n", "make 12800"),
+        (json!({"n": 2, "max_tokens": 0, "echo": true}), "n", "set n to 1"),
+        (json!({"prompt": ["a", "b"], "resume_token_ids": [1]}), "resume_token_ids", "several prompts"),
+        (json!({"echo": true, "resume_token_ids": [1]}), "resume_token_ids", "leave echo out"),
     ];
     for (extra, param, message) in cases {
         let error = completion(extra.clone()).expect_err(&extra.to_string());
@@ -138,21 +232,131 @@ fn malformed_json_is_placed_by_line_and_column() {
 }
 
 #[test]
+fn reads_what_vllm_adds() {
+    let request = chat(json!({
+        "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": -0.5, "frequency_penalty": 0.25, "n": 3, "best_of": 3,
+        "logit_bias": {"5": -100, "42": 1.5}, "min_tokens": 2, "max_tokens": 9, "include_stop_str_in_output": true,
+        "stop_token_ids": [7], "stream": true, "return_token_ids": true, "cache_salt": "tenant", "priority": -3,
+        "stream_options": {"include_usage": true, "continuous_usage_stats": true},
+        "chat_template_kwargs": {"enable_thinking": false}, "add_generation_prompt": false,
+    }))
+    .unwrap();
+    assert_eq!(request.unsupported(), None);
+    let (options, sampling) = (&request.options, &request.options.sampling);
+    assert_eq!((sampling.min_p, sampling.repetition_penalty), (Some(0.1), Some(1.1)));
+    assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (Some(-0.5), Some(0.25)));
+    assert_eq!(sampling.logit_bias, [(5, -100.0), (42, 1.5)]);
+    assert_eq!((options.n, options.min_tokens, options.priority), (3, 2, -3));
+    assert_eq!(options.cache_salt.as_deref(), Some("tenant"));
+    assert!(options.include_stop && options.return_token_ids);
+    assert!(options.include_usage && options.continuous_usage);
+    assert!(!request.prompt.add_generation_prompt);
+    let resumed = completion(json!({"resume_token_ids": [1, 2], "max_tokens": 3})).unwrap();
+    assert_eq!(resumed.options.resume_token_ids, [1, 2]);
+}
+
+#[test]
+fn reads_forms_of_answers() {
+    let form = |extra: Value| chat(extra).unwrap().options.form.unwrap();
+    let schema = json!({"type": "object"});
+    let named =
+        json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": true}});
+    assert_eq!(form(json!({ "response_format": named })).form, OutputForm::JsonSchema(schema.clone()));
+    assert_eq!(form(json!({"response_format": {"type": "json_object"}})).form, OutputForm::JsonObject);
+    for (outputs, wanted) in [
+        (json!({ "json": schema }), OutputForm::JsonSchema(schema.clone())),
+        (json!({"json": schema.to_string()}), OutputForm::JsonSchema(schema.clone())),
+        (json!({"json_object": true}), OutputForm::JsonObject),
+        (json!({"regex": "a+", "json_object": false}), OutputForm::Regex("a+".into())),
+        (json!({"choice": ["a", "b"]}), OutputForm::Choice(vec!["a".into(), "b".into()])),
+        (json!({"grammar": "start: \"a\""}), OutputForm::Grammar("start: \"a\"".into())),
+    ] {
+        let found = form(json!({ "structured_outputs": outputs }));
+        assert_eq!(found.form, wanted);
+        assert!(found.param.starts_with("structured_outputs."));
+    }
+}
+
+fn tool(name: &str) -> Value {
+    json!({"type": "function", "function": {"name": name, "description": "d", "parameters": {"type": "object"}}})
+}
+
+#[test]
+fn reads_tools_and_their_calls() {
+    let request = chat(json!({
+        "messages": [
+            {"role": "user", "content": "weather?"},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}},
+                {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}},
+            ]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+        ],
+        "tools": [tool("f"), tool("g")], "tool_choice": "required", "parallel_tool_calls": false,
+    }))
+    .unwrap();
+    assert_eq!(request.unsupported(), None);
+    let prompt = &request.prompt;
+    assert_eq!(prompt.messages[1].tool_calls[0].function.arguments, "{\"a\": 1}");
+    assert_eq!(prompt.messages[1].tool_calls[1].function.arguments, "{}");
+    assert_eq!(prompt.messages[2].tool_call_id.as_deref(), Some("call_1"));
+    assert_eq!(prompt.tools.tools[0].raw, tool("f"));
+    assert_eq!((&prompt.tools.choice, prompt.tools.parallel), (&ToolChoice::Required, false));
+    let choice =
+        |value: Value| chat(json!({"tools": [tool("f")], "tool_choice": value})).unwrap().prompt.tools.choice;
+    assert_eq!(choice(Value::Null), ToolChoice::Auto);
+    assert_eq!(choice(json!("none")), ToolChoice::None);
+    assert_eq!(choice(json!({"type": "function", "function": {"name": "f"}})), ToolChoice::Named("f".into()));
+    assert_eq!(chat(json!({})).unwrap().prompt.tools.choice, ToolChoice::None);
+}
+
+#[test]
+fn a_final_message_is_continued() {
+    let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "Once"}]);
+    let prompt = chat(json!({"messages": messages, "continue_final_message": true})).unwrap().prompt;
+    assert!(prompt.continue_final_message && !prompt.add_generation_prompt);
+}
+
+#[test]
+fn reads_requests_to_tokenize() {
+    let tokenize = |value: Value| TokenizeRequest::from_value(&value);
+    let text = tokenize(json!({"model": "m", "prompt": "a", "return_token_strs": true})).unwrap();
+    assert_eq!(text.input, TokenizeInput::Text { prompt: "a".into(), add_special_tokens: true });
+    assert!(text.return_token_strs);
+    let chat = tokenize(json!({"model": "m", "messages": [{"role": "user", "content": "a"}]})).unwrap();
+    assert!(matches!(chat.input, TokenizeInput::Chat { add_special_tokens: false, .. }));
+    for (value, param) in [
+        (json!({"model": "m"}), "prompt"),
+        (json!({"model": "m", "prompt": 5}), "prompt"),
+        (json!({"model": "m", "prompt": "a", "messages": []}), "prompt"),
+        (json!({"model": "m", "messages": []}), "messages"),
+        (json!({"prompt": "a"}), "model"),
+    ] {
+        assert_eq!(tokenize(value.clone()).unwrap_err().param.as_deref(), Some(param), "{value}");
+    }
+    let detokenize = |value: Value| DetokenizeRequest::from_value(&value);
+    assert_eq!(detokenize(json!({"model": "m", "tokens": [1, 2]})).unwrap().tokens, [1, 2]);
+    for tokens in [Value::Null, json!("a"), json!([-1]), json!([0.5])] {
+        let error = detokenize(json!({"model": "m", "tokens": tokens})).unwrap_err();
+        assert!(error.param.unwrap().starts_with("tokens"));
+    }
+}
+
+#[test]
 fn what_the_engine_cannot_do_parses_but_is_named_as_unsupported() {
     let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
-    let call = json!([{"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}]);
+    let old_call = json!([{"role": "assistant", "content": "", "function_call": {"name": "f"}}]);
     for (extra, param) in [
-        (json!({"tools": [{"type": "function"}]}), "tools"),
-        (json!({"tool_choice": "required"}), "tool_choice"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
-        (json!({"frequency_penalty": 0.5}), "frequency_penalty"),
-        (json!({"presence_penalty": -0.5}), "presence_penalty"),
-        (json!({"repetition_penalty": 1.1}), "repetition_penalty"),
-        (json!({"min_p": 0.1}), "min_p"),
-        (json!({"logit_bias": {"5": 1}}), "logit_bias"),
-        (json!({"n": 2}), "n"),
+        (json!({"functions": [{"name": "f"}]}), "functions"),
+        (json!({"function_call": "auto"}), "function_call"),
+        (json!({"tools": [tool("f")], "tool_choice": {"type": "allowed_tools"}}), "tool_choice"),
+        (json!({"guided_json": {}}), "guided_json"),
+        (json!({"structured_outputs": {"structural_tag": "x"}}), "structured_outputs.structural_tag"),
+        (json!({"best_of": 2}), "best_of"),
+        (json!({"audio": {}}), "audio"),
+        (json!({"modalities": ["text", "audio"]}), "modalities"),
         (json!({ "messages": image }), "messages[0].content[0].type"),
-        (json!({ "messages": call }), "messages[0].tool_calls"),
+        (json!({ "messages": old_call }), "messages[0].function_call"),
     ] {
         let error = chat(extra.clone()).unwrap().unsupported().expect(param);
         assert_eq!((error.status, error.param.as_deref()), (400, Some(param)), "{extra}");
@@ -186,27 +390,40 @@ fn any_json() -> impl Strategy<Value = Value> {
         prop_oneof!["user", "text", "none"].prop_map(Value::from),
     ];
     leaf.prop_recursive(4, 48, 6, |inner| {
-        let key = prop_oneof![
-            Just("model"),
-            Just("messages"),
-            Just("prompt"),
-            Just("role"),
-            Just("content"),
-            Just("type"),
-            Just("text"),
-            Just("stop"),
-            Just("seed"),
-            Just("max_tokens"),
-            Just("temperature"),
-            Just("top_k"),
-            Just("logprobs"),
-            Just("stream"),
-            Just("stream_options"),
-            Just("tools"),
-            Just("response_format"),
-            Just("n"),
-            Just("echo"),
-        ];
+        let key = prop::sample::select(vec![
+            "model",
+            "messages",
+            "prompt",
+            "role",
+            "content",
+            "type",
+            "text",
+            "stop",
+            "seed",
+            "max_tokens",
+            "temperature",
+            "top_k",
+            "logprobs",
+            "stream",
+            "stream_options",
+            "tools",
+            "response_format",
+            "n",
+            "echo",
+            "function",
+            "name",
+            "parameters",
+            "tool_calls",
+            "tool_choice",
+            "arguments",
+            "structured_outputs",
+            "choice",
+            "json",
+            "logit_bias",
+            "resume_token_ids",
+            "continue_final_message",
+            "tokens",
+        ]);
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
             prop::collection::vec((key, inner), 0..8)
@@ -237,7 +454,12 @@ proptest! {
             object.insert("model".into(), json!("m"));
         }
         let chat = ChatCompletionRequest::from_value(&value).err();
-        for error in chat.into_iter().chain(CompletionRequest::from_value(&value).err()) {
+        let others = [
+            CompletionRequest::from_value(&value).err(),
+            TokenizeRequest::from_value(&value).err(),
+            DetokenizeRequest::from_value(&value).err(),
+        ];
+        for error in chat.into_iter().chain(others.into_iter().flatten()) {
             prop_assert_eq!(error.status, 400);
             prop_assert!(!error.message.is_empty());
         }

@@ -8,12 +8,13 @@
 pub struct StopMatcher {
     stops: Vec<String>,
     held: String,
+    shows_stop: bool,
 }
 
 /// What may be sent after a piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
-    /// Text that is not part of a stop string.
+    /// Text that is not part of a stop string, or, where they are shown, ends with the one that was met.
     pub text: String,
     /// A stop string was met; everything after it is dropped.
     pub stopped: bool,
@@ -22,7 +23,14 @@ pub struct Released {
 impl StopMatcher {
     /// A matcher for these strings; empty ones are ignored.
     pub fn new(stops: &[String]) -> Self {
-        Self { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        Self { stops, held: String::new(), shows_stop: false }
+    }
+
+    /// The same matcher; the string that is met is shown or not.
+    #[must_use]
+    pub fn showing(self, shows_stop: bool) -> Self {
+        Self { shows_stop, ..self }
     }
 
     /// Adds a piece of text.
@@ -36,8 +44,8 @@ impl StopMatcher {
             .stops
             .iter()
             .filter_map(|stop| self.held.find(stop).map(|start| (start + stop.len(), start)));
-        if let Some((_, start)) = found.min() {
-            self.held.truncate(start);
+        if let Some((end, start)) = found.min() {
+            self.held.truncate(if self.shows_stop { end } else { start });
             return Released { text: std::mem::take(&mut self.held), stopped: true };
         }
         let kept = self.stops.iter().map(|stop| unfinished(&self.held, stop)).max().unwrap_or(0);
@@ -86,6 +94,13 @@ mod tests {
             run(&["END"], &["one E", "N", "D two"]),
             (vec!["one ".into(), "".into(), "".into()], true)
         );
+    }
+
+    #[test]
+    fn a_stop_string_may_be_shown() {
+        let mut matcher = StopMatcher::new(&["END".to_owned()]).showing(true);
+        assert_eq!(matcher.push("one E"), Released { text: "one ".into(), stopped: false });
+        assert_eq!(matcher.push("NDS"), Released { text: "END".into(), stopped: true });
     }
 
     #[test]

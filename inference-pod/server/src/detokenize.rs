@@ -19,6 +19,8 @@ const MAY_BEGIN: usize = 4;
 /// The text of one growing sequence.
 pub struct Detokenizer {
     codec: Arc<TextCodec>,
+    /// Whether special tokens are part of the text.
+    special_tokens: bool,
     /// Tokens of the last piece sent, and all after them.
     window: Vec<u32>,
     /// Bytes of the window's text that have been sent.
@@ -28,20 +30,28 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// Text that stands for itself, such as an assistant's turn.
-    pub fn new(codec: Arc<TextCodec>) -> Self {
-        Self { codec, window: Vec::new(), sent: 0, settled: 0 }
+    /// Text that stands for itself, such as an assistant's turn, with the special tokens in it or without.
+    pub fn new(codec: Arc<TextCodec>, special_tokens: bool) -> Self {
+        Self { codec, special_tokens, window: Vec::new(), sent: 0, settled: 0 }
     }
 
     /// Text that continues `prompt`: a word that follows another keeps the space before it.
     ///
     /// # Errors
     /// [`CodecError`].
-    pub fn continuing(codec: Arc<TextCodec>, prompt: &[u32]) -> Result<Self, CodecError> {
+    pub fn continuing(
+        codec: Arc<TextCodec>,
+        special_tokens: bool,
+        prompt: &[u32],
+    ) -> Result<Self, CodecError> {
         let window = prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();
-        let sent = stable(&codec.decode(&window)?).len();
+        let sent = stable(&codec.decode_with(&window, special_tokens)?).len();
         let settled = window.len();
-        Ok(Self { codec, window, sent, settled })
+        Ok(Self { codec, special_tokens, window, sent, settled })
+    }
+
+    fn decode(&self, tokens: &[u32]) -> Result<String, CodecError> {
+        self.codec.decode_with(tokens, self.special_tokens)
     }
 
     /// Adds a token; returns what can be sent now.
@@ -50,7 +60,7 @@ impl Detokenizer {
     /// [`CodecError`].
     pub fn push(&mut self, token: u32) -> Result<String, CodecError> {
         self.window.push(token);
-        let text = self.codec.decode(&self.window)?;
+        let text = self.decode(&self.window)?;
         let whole = stable(&text);
         let mut new = whole.get(self.sent..).unwrap_or_default().to_owned();
         if !new.is_empty() {
@@ -59,7 +69,7 @@ impl Detokenizer {
         if !new.is_empty() && whole.len() == text.len() {
             // Everything so far is sent: the tokens before the last piece can go.
             let rest = self.window[self.settled..].to_vec();
-            let text = self.codec.decode(&rest)?;
+            let text = self.decode(&rest)?;
             // Special tokens alone are no context: what follows would be written as if it began a text.
             if !text.is_empty() {
                 self.sent = text.len();
@@ -77,8 +87,7 @@ impl Detokenizer {
     fn give_up(&mut self, text: &str) -> Result<String, CodecError> {
         let last = self.window.len().saturating_sub(MAY_BEGIN);
         for cut in (self.settled + 1..=last).rev() {
-            let (head, tail) =
-                (self.codec.decode(&self.window[..cut])?, self.codec.decode(&self.window[cut..])?);
+            let (head, tail) = (self.decode(&self.window[..cut])?, self.decode(&self.window[cut..])?);
             // Only between characters: there the two parts are the whole.
             if tail.is_empty() || text.strip_prefix(&head) != Some(&tail) {
                 continue;
@@ -87,7 +96,7 @@ impl Detokenizer {
             let ahead = self.sent.saturating_sub(head.len());
             self.window.drain(..self.settled);
             self.settled = cut - self.settled;
-            self.sent = self.codec.decode(&self.window[..self.settled])?.len() + ahead;
+            self.sent = self.decode(&self.window[..self.settled])?.len() + ahead;
             return Ok(new);
         }
         Ok(String::new())
@@ -98,7 +107,7 @@ impl Detokenizer {
     /// # Errors
     /// [`CodecError`].
     pub fn finish(&mut self) -> Result<String, CodecError> {
-        let text = self.codec.decode(&self.window)?;
+        let text = self.decode(&self.window)?;
         let rest = text.get(self.sent..).unwrap_or_default().to_owned();
         self.sent = text.len();
         Ok(rest)
@@ -162,7 +171,7 @@ mod tests {
     }
 
     fn pieces(codec: &Arc<TextCodec>, ids: &[u32]) -> Vec<String> {
-        let mut stream = Detokenizer::new(Arc::clone(codec));
+        let mut stream = Detokenizer::new(Arc::clone(codec), false);
         let mut pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
         pieces.push(stream.finish().unwrap());
         pieces
@@ -185,14 +194,14 @@ mod tests {
     #[test]
     fn spaces_between_words_stay_and_the_first_goes() {
         assert_eq!(pieces(&sentence_piece(), &[1, 2, 6]), ["Hello", " world", "!", ""]);
-        let mut continued = Detokenizer::continuing(sentence_piece(), &[1]).unwrap();
+        let mut continued = Detokenizer::continuing(sentence_piece(), false, &[1]).unwrap();
         assert_eq!(continued.push(2).unwrap(), " world");
     }
 
     #[test]
     fn endless_nonsense_is_sent_as_it_comes() {
         for (codec, byte) in [(byte_level(), 0xa1), (sentence_piece(), 8 + 0xa1)] {
-            let mut stream = Detokenizer::new(codec);
+            let mut stream = Detokenizer::new(codec, false);
             let mut sent = 0;
             for count in 1..5_000 {
                 sent += stream.push(byte).unwrap().chars().count();
@@ -210,6 +219,9 @@ mod tests {
     fn special_tokens_are_left_out() {
         assert_eq!(pieces(&byte_level(), &[97, 257, 98]).concat(), "ab");
         assert_eq!(byte_level().token_text(257), "<|end|>");
+        let mut shown = Detokenizer::new(byte_level(), true);
+        let pieces: Vec<String> = [97, 257, 98].into_iter().map(|id| shown.push(id).unwrap()).collect();
+        assert_eq!(pieces, ["a", "<|end|>", "b"]);
     }
 
     #[test]

@@ -1,23 +1,31 @@
-//! One prompt's way through the engine, as text: submits it, turns tokens into text, finds stop strings, measures.
+//! One prompt's way through the engine, as text: submits it, turns tokens into the text of its answers, measures.
 //!
 //! Used by both APIs; knows neither's JSON. Dropping a [`Generation`] aborts it.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use fairlead_engine::backend::TokenLogprob;
 use fairlead_engine::engine::{Event, Failure, SubmitError};
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::scheduler::Refusal;
-use fairlead_engine::sequence::{EndReason, GenerationRequest, PromptLogprob};
-use fairlead_engine::stop::StopMatcher;
+use fairlead_engine::sequence::{Constraint, GenerationRequest, PromptLogprob};
 use fairlead_openai::{ApiError, FinishReason, GenerationOptions};
 use tokio::sync::mpsc;
 
-use crate::detokenize::Detokenizer;
+use crate::answer_text::{AnswerText, TextOptions};
+pub use crate::answer_text::{Piece, ScoredToken};
+use crate::measure::Measure;
 use crate::metrics::{Finished, Metrics};
 use crate::state::{Model, engine_dead};
 use crate::tokenizer::CodecError;
+
+/// When a request came in and when it is given up.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// When it came in.
+    pub arrived: Instant,
+    /// When it is given up, where the client says so.
+    pub deadline: Option<Instant>,
+}
 
 /// A prompt and how to go on from it.
 pub struct TextRequest<'a> {
@@ -35,19 +43,12 @@ pub struct TextRequest<'a> {
     pub prompt_logprobs: bool,
     /// Whether the answer's text continues the prompt's.
     pub continues_prompt: bool,
-    /// When the request came in.
-    pub arrived: Instant,
-}
-
-/// A token with what is known about its probability.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ScoredToken {
-    /// The token.
-    pub token: u32,
-    /// Its log-probability; absent for a prompt's first.
-    pub logprob: Option<f32>,
-    /// The likeliest tokens in its place.
-    pub top: Vec<TokenLogprob>,
+    /// Whether special tokens are part of the answer's text.
+    pub special_tokens: bool,
+    /// What form the answer must have.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// When the request came in and when it is given up.
+    pub timing: Timing,
 }
 
 /// What comes out of a generation, in order.
@@ -55,24 +56,17 @@ pub struct ScoredToken {
 pub enum Output {
     /// The prompt's log-probabilities, from its second token on.
     Prompt(Vec<PromptLogprob>),
-    /// More of the answer.
-    Piece {
-        /// New text; may be empty.
-        text: String,
-        /// New tokens, when log-probabilities were asked for.
-        tokens: Vec<ScoredToken>,
-        /// Set in the last piece.
-        finish: Option<FinishReason>,
-    },
+    /// More of an answer.
+    Piece(Piece),
 }
 
 /// A prompt on its way.
 pub struct Generation {
     events: mpsc::Receiver<Event>,
-    detokenizer: Detokenizer,
-    stops: StopMatcher,
-    logprobs: bool,
+    answers: Vec<AnswerText>,
     measure: Measure,
+    /// Tokens of the answer that were there before.
+    resumed: u64,
     param: &'static str,
     ended: bool,
 }
@@ -83,59 +77,40 @@ impl Generation {
     /// # Errors
     /// 400 where it cannot fit, 429 where too many wait, 503 where the engine has stopped.
     pub fn start(model: &Model, metrics: &Metrics, request: TextRequest<'_>) -> Result<Self, ApiError> {
+        let max_new_tokens = check(model, &request)?;
         let TextRequest {
-            prompt,
-            param,
-            options,
-            default_max_tokens,
-            logprobs,
-            prompt_logprobs,
-            continues_prompt,
-            arrived,
+            prompt, param, options, logprobs, continues_prompt, special_tokens, timing, ..
         } = request;
-        if prompt.is_empty() {
-            return Err(ApiError::invalid(param, format!("{param} has no tokens; send some text")));
-        }
-        let vocabulary = model.codec.vocab_size();
-        if let Some((index, token)) = prompt.iter().enumerate().find(|(_, token)| **token >= vocabulary) {
-            return Err(ApiError::invalid(
-                param,
-                format!(
-                    "{param}: token {index} is {token}, but this model's tokens are 0 to {}",
-                    vocabulary - 1
-                ),
-            ));
-        }
-        let longest = model.engine.max_model_len();
-        let room = (longest as usize).saturating_sub(prompt.len()).min(u32::MAX as usize) as u32;
-        let max_new_tokens = match options.max_tokens {
-            Some(asked) if asked > room => {
-                return Err(ApiError::context_length_exceeded(param, prompt.len(), asked, longest));
-            }
-            Some(asked) => asked,
-            None if room == 0 => {
-                return Err(ApiError::context_length_exceeded(param, prompt.len(), 1, longest));
-            }
-            None => default_max_tokens.map_or(room, |count| count.min(room)),
+        let how = TextOptions {
+            options,
+            logprobs: logprobs.is_some(),
+            continues: continues_prompt.then_some(&prompt),
+            special_tokens,
         };
+        let answers = (0..options.n.max(1))
+            .map(|choice| AnswerText::new(choice, &model.codec, &how))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(codec_error)?;
         let mut stop_tokens = options.stop_token_ids.clone();
         if !options.ignore_eos {
             stop_tokens.extend(&model.eos_tokens);
         }
-        let detokenizer = if continues_prompt {
-            Detokenizer::continuing(Arc::clone(&model.codec), &prompt).map_err(codec_error)?
-        } else {
-            Detokenizer::new(Arc::clone(&model.codec))
-        };
-        let prompt_tokens = prompt.len() as u64;
+        let (prompt_tokens, choices) = (prompt.len() as u64, answers.len() as u32);
         let events = model
             .engine
             .submit(GenerationRequest {
                 prompt,
+                answered: options.resume_token_ids.clone(),
+                choices,
                 max_new_tokens,
+                min_new_tokens: options.min_tokens,
                 sampling: sampling(model, options, logprobs),
-                prompt_logprobs,
+                constraint: request.constraint,
+                prompt_logprobs: request.prompt_logprobs,
                 stop_tokens,
+                priority: options.priority,
+                cache_salt: options.cache_salt.clone(),
+                deadline: timing.deadline,
                 ..GenerationRequest::default()
             })
             .map_err(|error| match error {
@@ -145,13 +120,11 @@ impl Generation {
                 ),
                 SubmitError::Dead(reason) => engine_dead(&reason),
             })?;
-        metrics.queued(arrived.elapsed());
         Ok(Self {
             events,
-            detokenizer,
-            stops: StopMatcher::new(&options.stop),
-            logprobs: logprobs.is_some(),
-            measure: Measure::new(metrics.clone(), prompt_tokens, arrived),
+            answers,
+            measure: Measure::new(metrics.clone(), prompt_tokens, max_new_tokens, choices, timing.arrived),
+            resumed: options.resume_token_ids.len() as u64,
             param,
             ended: false,
         })
@@ -159,15 +132,25 @@ impl Generation {
 
     /// Tokens of the prompt.
     pub fn prompt_tokens(&self) -> u64 {
-        self.measure.prompt_tokens
+        self.measure.prompt_tokens()
     }
 
-    /// Tokens generated so far.
+    /// Tokens of all answers so far.
     pub fn generated(&self) -> u64 {
-        self.measure.generated
+        self.resumed + self.measure.generated()
     }
 
-    /// What comes next; `None` after the last piece.
+    /// The first answer's text that was sent before the request was resumed.
+    pub fn resumed_text(&self) -> &str {
+        self.answers.first().map_or("", AnswerText::resumed_text)
+    }
+
+    /// From the request's arrival to its first token, once that is there.
+    pub fn time_to_first_token(&self) -> Option<Duration> {
+        self.measure.time_to_first_token()
+    }
+
+    /// What comes next; `None` after the last piece of the last answer.
     ///
     /// # Errors
     /// What the engine could not do; nothing comes after it.
@@ -177,80 +160,97 @@ impl Generation {
                 Some(event) => event,
                 None => Event::Failed(Failure::Dead("it gave no answer".to_owned())),
             };
-            let output = match event {
-                Event::Admitted { .. } => continue,
-                Event::PromptLogprobs(logprobs) => Ok(Output::Prompt(logprobs)),
-                Event::Token { token, end, .. } => {
-                    self.measure.token();
-                    let scored =
-                        ScoredToken { token: token.token, logprob: token.logprob, top: token.top_logprobs };
-                    match self.piece(scored, end) {
-                        Ok(Some(output)) => Ok(output),
-                        Ok(None) => continue,
-                        Err(error) => Err(codec_error(error)),
-                    }
-                }
-                Event::Ended { .. } => {
-                    self.measure.scored();
-                    self.end(Finished::Length);
-                    Ok(Output::Piece {
-                        text: String::new(),
-                        tokens: Vec::new(),
-                        finish: Some(FinishReason::Length),
-                    })
-                }
-                Event::Failed(failure) => Err(failure_error(failure, self.param)),
-            };
+            let output = self.take(event);
             if output.is_err() {
-                self.end(Finished::Error);
+                self.ended = true;
+                self.measure.end_all(Finished::Error);
             }
-            return Some(output);
+            match output.transpose() {
+                Some(output) => return Some(output),
+                None => continue,
+            }
         }
         None
     }
 
-    /// What a token adds; `None` when there is nothing to send yet.
-    fn piece(&mut self, scored: ScoredToken, end: Option<EndReason>) -> Result<Option<Output>, CodecError> {
-        let is_stop_token = end == Some(EndReason::StopToken);
-        let mut new = if is_stop_token { String::new() } else { self.detokenizer.push(scored.token)? };
-        if end.is_some() {
-            new.push_str(&self.detokenizer.finish()?);
-        }
-        let released = self.stops.push(&new);
-        let mut text = released.text;
-        let finish = match end {
-            _ if released.stopped => Some(FinishReason::Stop),
-            Some(EndReason::StopToken) => Some(FinishReason::Stop),
-            Some(EndReason::Length) => Some(FinishReason::Length),
-            None => None,
-        };
-        if let Some(finish) = finish {
-            if !released.stopped {
-                text.push_str(&self.stops.finish());
+    /// What an event adds; `None` when there is nothing to send yet.
+    fn take(&mut self, event: Event) -> Result<Option<Output>, ApiError> {
+        let piece = match event {
+            Event::Admitted { at } => {
+                self.measure.admitted(at);
+                None
             }
-            self.end(if finish == FinishReason::Length { Finished::Length } else { Finished::Stop });
-            // What the engine may still be doing for this request is not wanted.
-            self.events.close();
+            Event::PromptLogprobs(logprobs) => return Ok(Some(Output::Prompt(logprobs))),
+            Event::Token { choice, token, end } => {
+                let Some(answer) = self.answers.get_mut(choice as usize) else { return Ok(None) };
+                if answer.has_ended() {
+                    // It met a stop string; what the engine makes after that is for nobody.
+                    return Ok(None);
+                }
+                self.measure.token(choice);
+                answer.push(token, end).map_err(codec_error)?
+            }
+            Event::Ended { choice, .. } => {
+                self.measure.scored();
+                self.answers.get_mut(choice as usize).map(AnswerText::end)
+            }
+            Event::Failed(failure) => return Err(failure_error(failure, self.param)),
+        };
+        if let Some(Piece { choice, finish: Some(finish), .. }) = &piece {
+            let how = if *finish == FinishReason::Length { Finished::Length } else { Finished::Stop };
+            self.measure.end(*choice, how);
+            if self.answers.iter().all(AnswerText::has_ended) {
+                self.ended = true;
+                // What the engine may still be doing for this request is not wanted.
+                self.events.close();
+            }
         }
-        let tokens = if self.logprobs && !is_stop_token { vec![scored] } else { Vec::new() };
-        let is_empty = text.is_empty() && tokens.is_empty() && finish.is_none();
-        Ok((!is_empty).then_some(Output::Piece { text, tokens, finish }))
+        Ok(piece.map(Output::Piece))
     }
+}
 
-    fn end(&mut self, how: Finished) {
-        self.ended = true;
-        self.measure.end(how);
+/// Checks what only the model can tell; returns the most tokens that an answer may have.
+fn check(model: &Model, request: &TextRequest<'_>) -> Result<u32, ApiError> {
+    let TextRequest { prompt, param, options, .. } = request;
+    if prompt.is_empty() {
+        return Err(ApiError::invalid(*param, format!("{param} has no tokens; send some text")));
+    }
+    let resumed = &options.resume_token_ids;
+    let biased: Vec<u32> = options.sampling.logit_bias.iter().map(|(token, _)| *token).collect();
+    for (field, tokens) in [(*param, prompt), ("resume_token_ids", resumed), ("logit_bias", &biased)] {
+        model.check_tokens(field, tokens)?;
+    }
+    let longest = model.engine.max_model_len();
+    let room = (longest as usize).saturating_sub(prompt.len()).min(u32::MAX as usize) as u32;
+    match options.max_tokens {
+        Some(asked) if asked > room => {
+            Err(ApiError::context_length_exceeded(param, prompt.len(), asked, longest))
+        }
+        Some(asked) => Ok(asked),
+        None if room as usize <= resumed.len() => {
+            let least = u32::try_from(resumed.len()).unwrap_or(u32::MAX).saturating_add(1);
+            Err(ApiError::context_length_exceeded(param, prompt.len(), least, longest))
+        }
+        None => {
+            let wanted = request.default_max_tokens.unwrap_or(room).max(options.min_tokens);
+            Ok(wanted.max(resumed.len() as u32 + 1).min(room))
+        }
     }
 }
 
 fn sampling(model: &Model, options: &GenerationOptions, logprobs: Option<u32>) -> SamplingOptions {
+    let asked = &options.sampling;
     SamplingOptions {
-        temperature: options.temperature.or(model.defaults.temperature).unwrap_or(1.0),
-        top_p: options.top_p.or(model.defaults.top_p).unwrap_or(1.0),
-        top_k: options.top_k.or(model.defaults.top_k).unwrap_or(0),
-        seed: options.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, i64::cast_unsigned),
+        temperature: asked.temperature.or(model.defaults.temperature).unwrap_or(1.0),
+        top_p: asked.top_p.or(model.defaults.top_p).unwrap_or(1.0),
+        top_k: asked.top_k.or(model.defaults.top_k).unwrap_or(0),
+        min_p: asked.min_p.unwrap_or(0.0),
+        repetition_penalty: asked.repetition_penalty.unwrap_or(1.0),
+        presence_penalty: asked.presence_penalty.unwrap_or(0.0),
+        frequency_penalty: asked.frequency_penalty.unwrap_or(0.0),
+        logit_bias: asked.logit_bias.clone(),
+        seed: asked.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, i64::cast_unsigned),
         logprobs,
-        ..SamplingOptions::default()
     }
 }
 
@@ -269,53 +269,10 @@ fn failure_error(failure: Failure, param: &str) -> ApiError {
         Failure::Refused(Refusal::EmptyPrompt) => {
             ApiError::invalid(param, format!("{param} has no tokens; send some text"))
         }
-        Failure::NonFinite | Failure::OutOfMemory | Failure::DeadlinePassed => {
-            ApiError::internal(failure.to_string())
-        }
+        Failure::DeadlinePassed => ApiError::deadline_passed(
+            "the time that x-request-timeout-ms allows has passed; allow more, or ask for fewer tokens",
+        ),
+        Failure::NonFinite | Failure::OutOfMemory => ApiError::internal(failure.to_string()),
         Failure::Dead(reason) => engine_dead(&reason),
-    }
-}
-
-/// Times and counts of one request. One that is dropped before its end counts as aborted.
-struct Measure {
-    metrics: Metrics,
-    prompt_tokens: u64,
-    generated: u64,
-    arrived: Instant,
-    last_token: Instant,
-    ended: bool,
-}
-
-impl Measure {
-    fn new(metrics: Metrics, prompt_tokens: u64, arrived: Instant) -> Self {
-        Self { metrics, prompt_tokens, generated: 0, arrived, last_token: arrived, ended: false }
-    }
-
-    fn token(&mut self) {
-        let now = Instant::now();
-        if self.generated == 0 {
-            self.metrics.first_token(self.prompt_tokens, now - self.arrived);
-        } else {
-            self.metrics.next_token(now - self.last_token);
-        }
-        self.generated += 1;
-        self.last_token = now;
-    }
-
-    fn scored(&self) {
-        self.metrics.prompt_scored(self.prompt_tokens);
-    }
-
-    fn end(&mut self, how: Finished) {
-        if !self.ended {
-            self.ended = true;
-            self.metrics.finished(how, self.prompt_tokens, self.generated, self.arrived.elapsed());
-        }
-    }
-}
-
-impl Drop for Measure {
-    fn drop(&mut self) {
-        self.end(Finished::Abort);
     }
 }

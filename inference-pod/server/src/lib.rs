@@ -3,14 +3,17 @@
 //! `main.rs` is the command line; [`mod@serve`] ties everything together. Text lives here (tokenizer, chat template, stop strings),
 //! tokens in `fairlead-engine`, tensors in `fairlead-backend-torch`.
 
+pub mod answer_text;
 pub mod chat_template;
 pub mod config;
+pub mod constraint;
 pub mod detokenize;
 pub mod drain;
 pub mod generation;
 pub mod http;
 pub mod kv_tiers;
 pub mod load;
+pub mod measure;
 pub mod memory;
 pub mod metrics;
 pub mod model_files;
@@ -19,3 +22,4 @@ pub mod startup;
 pub mod state;
 pub mod tier_metrics;
 pub mod tokenizer;
+pub mod tool_calls;

@@ -74,6 +74,24 @@ impl Model {
         }
         self.codec.encode(text, add_special_tokens).map_err(|error| ApiError::internal(error.to_string()))
     }
+
+    /// Checks that the model has these tokens, which come from the request's field `param`.
+    ///
+    /// # Errors
+    /// 400 with the first one that it does not have.
+    pub fn check_tokens(&self, param: &str, tokens: &[u32]) -> Result<(), ApiError> {
+        let vocabulary = self.codec.vocab_size();
+        match tokens.iter().enumerate().find(|(_, token)| **token >= vocabulary) {
+            None => Ok(()),
+            Some((index, token)) => {
+                let most = vocabulary.saturating_sub(1);
+                let message = format!(
+                    "{param}: token {index} is {token}, but this model's tokens are 0 to {most}; send only those"
+                );
+                Err(ApiError::invalid(param, message))
+            }
+        }
+    }
 }
 
 impl App {

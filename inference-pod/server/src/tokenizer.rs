@@ -106,7 +106,20 @@ impl TextCodec {
     /// # Errors
     /// [`CodecError`].
     pub fn decode(&self, ids: &[u32]) -> Result<String, CodecError> {
-        self.tokenizer.decode(ids, true).map_err(|error| CodecError(error.to_string()))
+        self.decode_with(ids, false)
+    }
+
+    /// Tokens to text, special tokens left out or not.
+    ///
+    /// # Errors
+    /// [`CodecError`].
+    pub fn decode_with(&self, ids: &[u32], special_tokens: bool) -> Result<String, CodecError> {
+        self.tokenizer.decode(ids, !special_tokens).map_err(|error| CodecError(error.to_string()))
+    }
+
+    /// A token as the vocabulary writes it; empty for a number that is no token.
+    pub fn token_name(&self, id: u32) -> String {
+        self.tokenizer.id_to_token(id).unwrap_or_default()
     }
 
     /// The bytes of one token; empty for a number that is no token.
@@ -144,6 +157,11 @@ impl TextCodec {
     /// The text of one token; inexact where it is a part of a character.
     pub fn token_text(&self, id: u32) -> String {
         String::from_utf8_lossy(&self.token_bytes(id)).into_owned()
+    }
+
+    /// Whether a special token is written `text`.
+    pub fn is_special(&self, text: &str) -> bool {
+        self.tokenizer.get_added_vocabulary().is_special_token(text)
     }
 
     /// The number of the token that is written `text`.

@@ -129,7 +129,10 @@ async fn says_what_is_wrong_with_a_request() {
         (CHAT, chat(json!({"max_tokens": -1})), 400, "max_tokens", ""),
         (CHAT, chat(json!({"messages": []})), 400, "messages", ""),
         (CHAT, chat(json!({"messages": [{"role": "tool", "content": "x"}]})), 400, "messages", ""),
-        (CHAT, chat(json!({"tools": [{}]})), 400, "tools", "unsupported_parameter"),
+        (CHAT, chat(json!({"functions": [{}]})), 400, "functions", "unsupported_parameter"),
+        (CHAT, chat(json!({"tools": [{"type": "function", "function": {"name": "f"}}]})), 400, "tools", ""),
+        (CHAT, chat(json!({"logit_bias": {"160": 1}})), 400, "logit_bias", ""),
+        (CHAT, chat(json!({"resume_token_ids": [160]})), 400, "resume_token_ids", ""),
         (CHAT, chat(json!({"max_tokens": 60})), 400, "messages", "context_length_exceeded"),
         (TEXT, text(json!({"prompt": "x".repeat(64)})), 400, "prompt", "context_length_exceeded"),
         (TEXT, text(json!({"prompt": [1, 160]})), 400, "prompt", ""),
@@ -170,7 +173,10 @@ async fn a_full_queue_answers_429_and_a_client_that_leaves_is_forgotten() {
     let long = text(json!({"prompt": ["a", "b"], "max_tokens": 500, "stream": true}));
     let mut answer = pod.post(TEXT, &long).send().await.unwrap();
     answer.chunk().await.unwrap().expect("a first chunk");
-    let crowd = pod.post(TEXT, &text(json!({"prompt": ["a", "b", "c"]}))).send().await.unwrap();
+    // More than could ever wait: no use in trying again.
+    let (status, never) = pod.ask(TEXT, text(json!({"prompt": ["a", "b", "c"]}))).await;
+    assert_eq!((status, &never["error"]["param"]), (400, &json!("prompt")), "{never}");
+    let crowd = pod.post(TEXT, &text(json!({"prompt": ["a", "b"]}))).send().await.unwrap();
     assert_eq!(crowd.status(), 429);
     assert!(crowd.headers().contains_key("retry-after"));
     assert_eq!(crowd.json::<Value>().await.unwrap()["error"]["code"], "queue_full");

@@ -156,6 +156,11 @@ impl EngineHandle {
         self.max_model_len
     }
 
+    /// Requests that may wait; more are refused.
+    pub fn max_queued(&self) -> usize {
+        self.max_queued
+    }
+
     /// Lets the engine finish what it has, take nothing new, and end its thread.
     pub async fn drain(&self) {
         // A closed channel means that the thread has ended already.

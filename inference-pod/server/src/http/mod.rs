@@ -1,14 +1,17 @@
 //! The HTTP edge: routes, and what all answers have in common.
 
 mod chat;
+mod chat_answer;
+mod completion_answer;
 mod completions;
 mod errors;
 mod health;
 mod models;
+mod tokenize;
 
 use std::future::ready;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -23,6 +26,7 @@ use futures::Stream;
 use serde::Serialize;
 use tokio::time::timeout;
 
+use crate::generation::Timing;
 use crate::http::errors::HttpError;
 use crate::state::App;
 
@@ -37,12 +41,19 @@ const PUBLIC_MODEL: HeaderName = HeaderName::from_static("x-fairlead-model");
 /// Which revision of the model answered. During a roll-out the pods alone know.
 const REVISION: HeaderName = HeaderName::from_static("x-fairlead-revision");
 
+/// How many milliseconds a client gives a request, from its arrival to its last token.
+const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+/// The most it can give: a day.
+const LONGEST_TIMEOUT_MS: u64 = 86_400_000;
+
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
     let revision = app.revision.clone();
     Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/models", get(models::models))
         .route("/v1/models/{*name}", get(models::model))
         .route("/healthz", get(health::healthz))
@@ -58,6 +69,23 @@ pub fn router(app: Arc<App>) -> Router {
             ready(response)
         }))
         .with_state(app)
+}
+
+/// When a request came in, which is now, and when it is given up.
+fn timing(headers: &HeaderMap) -> Result<Timing, ApiError> {
+    let arrived = Instant::now();
+    let Some(value) = headers.get(REQUEST_TIMEOUT) else { return Ok(Timing { arrived, deadline: None }) };
+    let milliseconds = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+    match milliseconds.filter(|count| (1..=LONGEST_TIMEOUT_MS).contains(count)) {
+        Some(count) => Ok(Timing { arrived, deadline: Some(arrived + Duration::from_millis(count)) }),
+        None => Err(ApiError::invalid(
+            REQUEST_TIMEOUT.as_str(),
+            format!(
+                "the header {REQUEST_TIMEOUT} must be a number of milliseconds from 1 to {LONGEST_TIMEOUT_MS}; correct \
+                 it, or leave it out"
+            ),
+        )),
+    }
 }
 
 async fn read_body(body: Body) -> Result<Bytes, ApiError> {
@@ -131,5 +159,18 @@ mod tests {
         let never = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
         let error = read_body_within(never, Duration::from_millis(5)).await.unwrap_err();
         assert_eq!((error.status, error.code.as_deref()), (408, Some("request_timeout")));
+    }
+
+    #[test]
+    fn a_time_limit_is_read_from_its_header() {
+        let with =
+            |text: &'static str| HeaderMap::from_iter([(REQUEST_TIMEOUT, HeaderValue::from_static(text))]);
+        assert_eq!(timing(&HeaderMap::new()).unwrap().deadline, None);
+        let given = timing(&with("1500")).unwrap();
+        assert_eq!(given.deadline, Some(given.arrived + Duration::from_millis(1500)));
+        for wrong in ["0", "-1", "soon", "86400001"] {
+            let error = timing(&with(wrong)).unwrap_err();
+            assert_eq!((error.status, error.param.as_deref()), (400, Some("x-request-timeout-ms")));
+        }
     }
 }

@@ -1,0 +1,96 @@
+//! What the engine does: its load, its steps, its KV cache.
+
+use fairlead_engine::backend::KvCapacity;
+use fairlead_engine::engine::{Load, StepReport};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::{FloatGauge, buckets};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CacheLabels {
+    block_size: u32,
+    num_gpu_blocks: u32,
+}
+
+#[derive(Clone)]
+pub struct EngineMetrics {
+    running: Gauge,
+    waiting: Gauge,
+    kv_usage: FloatGauge,
+    preemptions: Counter,
+    prefix_queries: Counter,
+    prefix_hits: Counter,
+    iteration_tokens: Histogram,
+    step_seconds: Histogram,
+    cache_config: Family<CacheLabels, Gauge>,
+}
+
+impl EngineMetrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            running: Gauge::default(),
+            waiting: Gauge::default(),
+            kv_usage: FloatGauge::default(),
+            preemptions: Counter::default(),
+            prefix_queries: Counter::default(),
+            prefix_hits: Counter::default(),
+            iteration_tokens: Histogram::new(buckets::ITERATION_TOKENS),
+            step_seconds: Histogram::new(buckets::STEP_SECONDS),
+            cache_config: Family::default(),
+        };
+        let m = metrics.clone();
+        registry.register("vllm:num_requests_running", "Requests that run", m.running);
+        registry.register("vllm:num_requests_waiting", "Requests that wait", m.waiting);
+        registry.register(
+            "vllm:kv_cache_usage_perc",
+            "Share of the KV cache's blocks in use, 0 to 1",
+            m.kv_usage,
+        );
+        registry.register(
+            "vllm:num_preemptions",
+            "Requests that lost their KV cache to others and started over",
+            m.preemptions,
+        );
+        registry.register(
+            "vllm:prefix_cache_queries",
+            "Tokens of prompts that were looked up among cached prefixes",
+            m.prefix_queries,
+        );
+        registry.register(
+            "vllm:prefix_cache_hits",
+            "Tokens of prompts that were found among cached prefixes",
+            m.prefix_hits,
+        );
+        registry.register("vllm:iteration_tokens_total", "Tokens in a step", m.iteration_tokens);
+        registry.register("vllm:cache_config_info", "Size of the KV cache", m.cache_config);
+        registry.register("fairlead_step_seconds", "Time of a step in the backend", m.step_seconds);
+        metrics
+    }
+
+    pub fn load(&self, load: Load) {
+        self.running.set(i64::try_from(load.running).unwrap_or(i64::MAX));
+        self.waiting.set(i64::try_from(load.waiting).unwrap_or(i64::MAX));
+        self.kv_usage.set(f64::from(load.used_blocks) / f64::from(load.usable_blocks.max(1)));
+    }
+
+    pub fn step(&self, report: StepReport) {
+        self.preemptions.inc_by(report.preempted as u64);
+        self.iteration_tokens.observe(report.tokens as f64);
+        self.step_seconds.observe(report.elapsed.as_secs_f64());
+    }
+
+    pub fn prefix_cache(&self, looked_up: u64, found: u64) {
+        self.prefix_queries.inc_by(looked_up);
+        self.prefix_hits.inc_by(found);
+    }
+
+    pub fn set_cache(&self, capacity: KvCapacity) {
+        let labels = CacheLabels { block_size: capacity.block_tokens, num_gpu_blocks: capacity.blocks };
+        self.cache_config.get_or_create(&labels).set(1);
+    }
+}

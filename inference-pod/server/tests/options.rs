@@ -1,0 +1,183 @@
+//! What clients can ask of a real pod beyond a plain answer: options, several answers, resuming, tokens.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[allow(dead_code, reason = "each test program uses its own part of it")]
+mod pod;
+
+use pod::Pod;
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+fn body(mut body: Value, extra: Value) -> Value {
+    let common = json!({"model": "tiny", "temperature": 0, "max_tokens": 24, "ignore_eos": true});
+    for fields in [common, extra] {
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    }
+    body
+}
+
+fn chat(extra: Value) -> Value {
+    body(json!({"messages": [{"role": "user", "content": "hello"}]}), extra)
+}
+
+fn text(extra: Value) -> Value {
+    body(json!({"prompt": "hello"}), extra)
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+}
+
+/// The text of a stream's first answer.
+fn content(chunks: &[Value]) -> String {
+    chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_resumed_after_any_of_its_tokens() {
+    let pod = Pod::start(&[]).await;
+    // Biased towards letters that are halves of characters, so that a cut may fall within one.
+    let halves: serde_json::Map<String, Value> =
+        (97..160).step_by(3).map(|token: u32| (token.to_string(), json!(3))).collect();
+    for extra in [
+        json!({}),
+        json!({"temperature": 1.3, "seed": 7}),
+        json!({"temperature": 1.0, "seed": 5, "logit_bias": halves, "presence_penalty": 0.5}),
+    ] {
+        let mut asked = chat(extra);
+        asked["return_token_ids"] = json!(true);
+        let (status, whole) = pod.ask(CHAT, asked.clone()).await;
+        assert_eq!(status, 200, "{whole}");
+        let wanted = whole["choices"][0]["message"]["content"].as_str().unwrap();
+        let tokens = ids(&whole["choices"][0]["token_ids"]);
+        assert_eq!(tokens.len(), 24);
+        asked["stream"] = json!(true);
+        asked["stream_options"] = json!({"include_usage": true});
+        let chunks = pod.stream(CHAT, asked.clone()).await;
+        assert_eq!(content(&chunks), wanted);
+        assert_eq!(chunks[0]["prompt_token_ids"], whole["prompt_token_ids"]);
+        for cut in 1..tokens.len() {
+            // What a client has when the stream breaks off: the chunks with the first tokens.
+            let mut seen = Vec::new();
+            let before: Vec<Value> = chunks
+                .iter()
+                .take_while(|chunk| {
+                    let known = seen.len() < cut;
+                    if known && chunk["choices"][0]["token_ids"].is_array() {
+                        seen.extend(ids(&chunk["choices"][0]["token_ids"]));
+                    }
+                    known
+                })
+                .cloned()
+                .collect();
+            assert_eq!(seen, tokens[..cut]);
+            asked["resume_token_ids"] = json!(seen);
+            let rest = pod.stream(CHAT, asked.clone()).await;
+            assert_eq!(format!("{}{}", content(&before), content(&rest)), wanted, "cut after {cut}");
+            let usage = rest.last().unwrap()["usage"].clone();
+            assert_eq!(usage, whole["usage"], "cut after {cut}");
+        }
+        asked["resume_token_ids"] = json!([]);
+    }
+    // The same with a prompt of tokens.
+    let asked = text(json!({"prompt": [0, 9, 10, 11], "return_token_ids": true}));
+    let (_, whole) = pod.ask(TEXT, asked.clone()).await;
+    let (tokens, wanted) =
+        (ids(&whole["choices"][0]["token_ids"]), whole["choices"][0]["text"].as_str().unwrap());
+    for cut in [1, 11, 23] {
+        let mut resumed = asked.clone();
+        resumed["resume_token_ids"] = json!(tokens[..cut]);
+        let (status, rest) = pod.ask(TEXT, resumed).await;
+        assert_eq!(status, 200, "{rest}");
+        assert!(wanted.ends_with(rest["choices"][0]["text"].as_str().unwrap()));
+        assert_eq!(ids(&rest["choices"][0]["token_ids"]), tokens[cut..]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_final_message_is_continued_where_it_ends() {
+    let pod = Pod::start(&[]).await;
+    // Only whole letters: halves of characters have no text that could be sent back.
+    let halves: serde_json::Map<String, Value> =
+        (98..160).map(|token: u32| (token.to_string(), json!(-100))).collect();
+    let plain = json!({"return_token_ids": true, "logit_bias": halves});
+    let (_, whole) = pod.ask(CHAT, chat(plain.clone())).await;
+    let wanted = whole["choices"][0]["message"]["content"].as_str().unwrap();
+    let prompt = ids(&whole["prompt_token_ids"]);
+    let tokens = ids(&whole["choices"][0]["token_ids"]);
+    for cut in 1..tokens.len() {
+        let begun = &wanted[..cut];
+        let messages = json!([{"role": "user", "content": "hello"}, {"role": "assistant", "content": begun}]);
+        let mut asked = chat(plain.clone());
+        asked["messages"] = messages;
+        asked["continue_final_message"] = json!(true);
+        asked["max_tokens"] = json!(tokens.len() - cut);
+        let (status, rest) = pod.ask(CHAT, asked).await;
+        assert_eq!(status, 200, "{rest}");
+        assert_eq!(ids(&rest["prompt_token_ids"]), [&prompt[..], &tokens[..cut]].concat());
+        let rest = rest["choices"][0]["message"]["content"].as_str().unwrap();
+        assert_eq!(format!("{begun}{rest}"), wanted);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_becomes_tokens_and_tokens_text() {
+    let pod = Pod::start(&[]).await;
+    let (status, tokens) =
+        pod.ask("/tokenize", json!({"model": "tiny", "prompt": "a b", "return_token_strs": true})).await;
+    assert_eq!(status, 200, "{tokens}");
+    assert_eq!((&tokens["count"], &tokens["token_strs"]), (&json!(4), &json!(["<|begin|>", "a", "Ġ", "b"])));
+    assert!(tokens["max_model_len"].as_u64().unwrap() > 100);
+    let (_, back) = pod.ask("/detokenize", json!({"model": "tiny", "tokens": tokens["tokens"]})).await;
+    assert_eq!(back["prompt"], "<|begin|>a b");
+    let bare = json!({"model": "tiny", "prompt": "a b", "add_special_tokens": false});
+    let (_, bare) = pod.ask("/tokenize", bare).await;
+    assert_eq!((&bare["count"], &bare["token_strs"]), (&json!(3), &Value::Null));
+    let chat = json!({"model": "tiny", "messages": [{"role": "user", "content": "hello"}]});
+    let (_, chat) = pod.ask("/tokenize", chat).await;
+    let (_, back) = pod.ask("/detokenize", json!({"model": "tiny", "tokens": chat["tokens"]})).await;
+    assert_eq!(back["prompt"], "<|begin|>user: hello\n");
+    for (path, wrong, status, param) in [
+        ("/tokenize", json!({"model": "other", "prompt": "a"}), 404, "model"),
+        ("/detokenize", json!({"model": "tiny", "tokens": [160]}), 400, "tokens"),
+        ("/tokenize", json!({"model": "tiny", "prompt": "x".repeat(10_000_000)}), 400, "prompt"),
+    ] {
+        let (found, answer) = pod.ask(path, wrong).await;
+        assert_eq!((found, answer["error"]["param"].as_str()), (status, Some(param)), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_options_do_what_they_say() {
+    let pod = Pod::start(&[]).await;
+    let (_, plain) = pod.ask(CHAT, chat(json!({"return_token_ids": true}))).await;
+    let content = plain["choices"][0]["message"]["content"].as_str().unwrap();
+    // The string that ends an answer may be shown.
+    let stop: String = content.chars().skip(4).take(3).collect();
+    let shown = chat(json!({"stop": stop, "include_stop_str_in_output": true}));
+    let (_, shown) = pod.ask(CHAT, shown).await;
+    let end = content.find(&stop).unwrap() + stop.len();
+    assert_eq!(shown["choices"][0]["message"]["content"], content[..end]);
+    // A token that ends it counts, and its text is left out.
+    let tokens = ids(&plain["choices"][0]["token_ids"]);
+    let first = tokens.iter().position(|token| *token == tokens[5]).unwrap();
+    let (_, stopped) = pod.ask(CHAT, chat(json!({"stop_token_ids": [tokens[5]]}))).await;
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+    assert_eq!(stopped["usage"]["completion_tokens"], first + 1);
+    // The usage so far comes with every chunk where it is asked for.
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let chunks = pod.stream(CHAT, chat(json!({"stream": true, "stream_options": options}))).await;
+    let counts: Vec<u64> =
+        chunks.iter().map(|chunk| chunk["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+    assert!(counts.is_sorted() && counts.last() == Some(&24), "{counts:?}");
+    // A request that may take a millisecond takes no more.
+    let late = chat(json!({"max_tokens": 400}));
+    let answer = pod.post(CHAT, &late).header("x-request-timeout-ms", "1").send().await.unwrap();
+    assert_eq!(answer.status(), 504);
+    assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], "deadline_passed");
+    let wrong = pod.post(CHAT, &late).header("x-request-timeout-ms", "soon").send().await.unwrap();
+    assert_eq!(wrong.status(), 400);
+}
