@@ -8,6 +8,8 @@ pub mod backend;
 pub mod block_pool;
 pub mod engine;
 pub mod grammar;
+pub mod prefix_hash;
+pub mod proposer;
 pub mod sampling;
 pub mod scheduler;
 pub mod sequence;

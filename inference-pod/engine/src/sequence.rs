@@ -1,10 +1,13 @@
-//! One sequence: a prompt, what has been generated after it, and how far it is computed.
+//! What a client asks the engine for, and how it may end: plain tokens in, plain tokens out.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::backend::{AdapterId, BlockId, SampleRequest, SequenceId, TokenLogprob};
+use crate::backend::{AdapterId, TokenLogprob};
 use crate::sampling::{SamplingOptions, TokenMask};
+
+/// Identifies a request for as long as it lives; never reused within a process. Its answers are sequences of their own.
+pub type RequestId = u64;
 
 /// What a client asks the engine for: plain tokens in, plain tokens out.
 #[derive(Clone, Debug, Default)]
@@ -93,85 +96,3 @@ pub enum EndReason {
 
 /// A log-probability of a prompt's token with the likeliest alternatives.
 pub type PromptLogprob = (TokenLogprob, Vec<TokenLogprob>);
-
-/// A sequence that waits or runs. Only the scheduler changes it.
-#[derive(Debug)]
-pub struct Sequence {
-    pub(crate) id: SequenceId,
-    /// Prompt and generated tokens.
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) prompt_length: usize,
-    /// Guesses at what follows `tokens`, to be checked in the next step.
-    pub(crate) drafts: Vec<u32>,
-    /// Tokens whose keys and values are in the cache.
-    pub(crate) computed: usize,
-    /// Append-only while the sequence runs; empty while it waits.
-    pub(crate) blocks: Vec<BlockId>,
-    /// Prompt tokens whose log-probabilities are known, or are not wanted. The first never has one.
-    pub(crate) scored: usize,
-    pub(crate) prompt_logprobs: Vec<PromptLogprob>,
-    pub(crate) request: GenerationRequest,
-    /// `request.sampling` with this answer's seed, shared with every step.
-    pub(crate) sampling: Arc<SamplingOptions>,
-    /// Whether it has run before: true after a preemption.
-    pub(crate) admitted: bool,
-}
-
-impl Sequence {
-    pub(crate) fn new(id: SequenceId, mut request: GenerationRequest) -> Self {
-        let mut tokens = std::mem::take(&mut request.prompt);
-        let prompt_length = tokens.len();
-        // From here on it is like a sequence that was preempted after them.
-        tokens.append(&mut request.answered);
-        Self {
-            id,
-            tokens,
-            prompt_length,
-            drafts: Vec::new(),
-            computed: 0,
-            blocks: Vec::new(),
-            sampling: Arc::new(request.sampling.clone()),
-            scored: if request.prompt_logprobs { 1 } else { prompt_length },
-            prompt_logprobs: Vec::new(),
-            request,
-            admitted: false,
-        }
-    }
-
-    /// Tokens still to be computed before the next one can be chosen.
-    pub(crate) fn uncomputed(&self) -> usize {
-        self.tokens.len() - self.computed
-    }
-
-    /// Tokens that the next step may write to the cache up to: what is certain and what is guessed.
-    pub(crate) fn length(&self) -> usize {
-        self.tokens.len() + self.drafts.len()
-    }
-
-    /// Tokens generated so far.
-    pub(crate) fn generated(&self) -> usize {
-        self.tokens.len() - self.prompt_length
-    }
-
-    /// Whether the prompt's log-probabilities are still being gathered.
-    pub(crate) fn is_scoring(&self) -> bool {
-        self.scored < self.prompt_length
-    }
-
-    /// Forgets what was computed, but not what was chosen: after a preemption, when its cache is gone.
-    pub(crate) fn start_over(&mut self) {
-        self.computed = 0;
-        self.drafts.clear();
-        if self.is_scoring() {
-            self.scored = 1;
-            self.prompt_logprobs.clear();
-        }
-    }
-
-    pub(crate) fn sample_request(&self) -> SampleRequest {
-        SampleRequest {
-            prompt_logprobs: self.is_scoring(),
-            ..SampleRequest::new(Arc::clone(&self.sampling), self.generated() as u64)
-        }
-    }
-}

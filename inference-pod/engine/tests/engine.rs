@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use fairlead_engine::backend::BackendError;
 use fairlead_engine::engine::{
-    EngineHandle, EngineOptions, Event, Failure, Load, Observer, StartError, StepReport, SubmitError, start,
+    EngineHandle, EngineOptions, EngineParts, Event, Failure, Load, Observer, StartError, StepReport,
+    SubmitError, start,
 };
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::scheduler::Refusal;
@@ -22,7 +23,9 @@ use tokio::time::timeout;
 const OPTIONS: EngineOptions = EngineOptions {
     max_sequences: 4,
     max_batched_tokens: 16,
+    max_logits_rows: 16,
     max_model_len: 200,
+    prefix_sharing: true,
     max_queued: 8,
     tiers: TierOptions { host_bytes: None, disk: None },
 };
@@ -62,7 +65,7 @@ impl Observer for Watcher {
 async fn run(backend: FakeBackend, options: EngineOptions) -> (EngineHandle, watch::Receiver<Load>) {
     let (load, watched) = watch::channel(Load::default());
     let observer = Box::new(Watcher { load, steps: Arc::default() });
-    (start(observer, move || Ok::<_, String>((backend, options))).await.unwrap(), watched)
+    (start(observer, move || Ok::<_, String>(EngineParts::new(backend, options))).await.unwrap(), watched)
 }
 
 async fn read(mut events: Receiver<Event>) -> (Vec<u32>, Option<Failure>) {

@@ -176,7 +176,7 @@ impl Generation {
     /// What an event adds; `None` when there is nothing to send yet.
     fn take(&mut self, event: Event) -> Result<Option<Output>, ApiError> {
         let piece = match event {
-            Event::Admitted { at } => {
+            Event::Admitted { at, .. } => {
                 self.measure.admitted(at);
                 None
             }
@@ -272,7 +272,13 @@ fn failure_error(failure: Failure, param: &str) -> ApiError {
         Failure::DeadlinePassed => ApiError::deadline_passed(
             "the time that x-request-timeout-ms allows has passed; allow more, or ask for fewer tokens",
         ),
-        Failure::NonFinite | Failure::OutOfMemory => ApiError::internal(failure.to_string()),
+        Failure::Refused(refusal @ Refusal::TooManyChoices { .. }) => {
+            ApiError::invalid("n", refusal.to_string())
+        }
+        Failure::Refused(refusal @ Refusal::Continuation(_)) => ApiError::invalid(param, refusal.to_string()),
+        Failure::NonFinite | Failure::OutOfMemory | Failure::Constraint(_) => {
+            ApiError::internal(failure.to_string())
+        }
         Failure::Dead(reason) => engine_dead(&reason),
     }
 }

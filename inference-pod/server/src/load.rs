@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadError, LoadOptions, TorchBackend};
-use fairlead_engine::engine::{self, EngineHandle, EngineOptions, StartError};
+use fairlead_engine::engine::{self, EngineHandle, EngineOptions, EngineParts, StartError};
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
 use fairlead_inference_config::{
     DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig, KvCacheConfig,
@@ -22,6 +22,9 @@ use crate::state::{App, Model};
 
 /// Tokens in a block where the configuration leaves it open.
 const DEFAULT_BLOCK_TOKENS: u32 = 16;
+/// Most rows of logits in a step, unless twice as many sequences run: a scored prompt asks for one for each token, and over a
+/// large vocabulary that takes longer than the rest of the step.
+const MAX_LOGITS_ROWS: usize = 256;
 /// Largest KV cache on a CPU where the configuration leaves it open: memory there is shared with everyone else.
 const DEFAULT_CPU_KV_BYTES: u64 = 4 << 30;
 
@@ -155,10 +158,12 @@ async fn start_engine(
             max_sequences: sized.max_sequences as usize,
             max_batched_tokens: sized.max_batched_tokens as usize,
             max_model_len: sized.plan.max_model_len,
+            max_logits_rows: MAX_LOGITS_ROWS.max(2 * sized.max_sequences as usize),
+            prefix_sharing: kv_cache.prefix_sharing,
             max_queued,
             tiers,
         };
-        Ok((backend, options))
+        Ok(EngineParts::new(backend, options))
     };
     Ok(engine::start(observer, build).await?)
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use crate::backend::{ChosenToken, KvCapacity};
-use crate::scheduler::Refusal;
+use crate::scheduler::{MAX_CHOICES, Refusal};
 use crate::sequence::{EndReason, GenerationRequest, PromptLogprob};
 
 /// What happens to a request, in order. The last one of each answer has an `end`, or is `Ended`; `Failed`
@@ -20,6 +20,8 @@ pub enum Event {
     Admitted {
         /// When its first step was planned.
         at: Instant,
+        /// Tokens of its prompt that were in the cache already.
+        cached_tokens: u32,
     },
     /// The prompt's log-probabilities, from its second token on; comes before any token. Not sent for a prompt of one token.
     PromptLogprobs(Vec<PromptLogprob>),
@@ -54,6 +56,9 @@ pub enum Failure {
         "the model gave numbers that are not finite for this request; its weights or its dtype may be broken"
     )]
     NonFinite,
+    /// What it generates cannot have the form that it demands.
+    #[error("the answer cannot go on in the form that the request demands: {0}")]
+    Constraint(String),
     /// Memory ran out even for this request alone.
     #[error("memory ran out for this request; shorten the prompt, or lower engine.maxBatchedTokens")]
     OutOfMemory,
@@ -128,8 +133,9 @@ impl EngineHandle {
             Ok(_) => QueueSlot(Arc::clone(&self.shared)),
             Err(waiting) => return Err(SubmitError::Full { waiting }),
         };
-        // Room for a whole answer, so that the engine never waits for a client that reads slowly.
-        let room = request.max_new_tokens.min(self.max_model_len) as usize + 5;
+        // Room for all answers, so that the engine never waits for a client that reads slowly.
+        let answers = request.choices.clamp(1, MAX_CHOICES) as usize;
+        let room = answers * (request.max_new_tokens.min(self.max_model_len) as usize + 1) + 4;
         let (events, receiver) = mpsc::channel(room);
         let request = Box::new(request);
         self.commands.try_send(Command::Submit { request, events, slot }).map_err(|error| match error {

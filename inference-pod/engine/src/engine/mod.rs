@@ -16,6 +16,8 @@ use tokio::sync::oneshot;
 use self::recovery::panic_message;
 use self::step_loop::Engine;
 use crate::backend::Backend;
+use crate::proposer::Proposer;
+use crate::scheduler::StepCounts;
 use crate::tiers::{TierCounters, TierError, TierOptions};
 
 pub use self::handle::{EngineHandle, Event, Failure, SubmitError};
@@ -32,10 +34,32 @@ pub struct EngineOptions {
     pub max_batched_tokens: usize,
     /// Longest sequence, prompt and answer together.
     pub max_model_len: u32,
+    /// Most rows of logits in a step: one for each token that is chosen or scored, and one for each guess. Raised to
+    /// `max_sequences + 1` where it is less.
+    pub max_logits_rows: usize,
+    /// Whether sequences that begin alike share the blocks of their common prefix.
+    pub prefix_sharing: bool,
     /// Requests that may wait; more are refused.
     pub max_queued: usize,
     /// Where blocks go that the cache gives up.
     pub tiers: TierOptions,
+}
+
+/// What an engine is made of.
+pub struct EngineParts<B> {
+    /// Runs the steps.
+    pub backend: B,
+    /// Settings.
+    pub options: EngineOptions,
+    /// Guesses for sequences that the backend has no guesses for.
+    pub proposer: Option<Box<dyn Proposer>>,
+}
+
+impl<B> EngineParts<B> {
+    /// A backend and settings, and nothing else.
+    pub fn new(backend: B, options: EngineOptions) -> Self {
+        Self { backend, options, proposer: None }
+    }
 }
 
 /// How busy the engine is.
@@ -49,19 +73,23 @@ pub struct Load {
     pub used_blocks: u32,
     /// Blocks of the KV cache that can be given to sequences.
     pub usable_blocks: u32,
+    /// Blocks of the KV cache whose content can be found by those that begin alike, owned or not.
+    pub named_blocks: u32,
 }
 
 /// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepReport {
     /// Tokens computed.
     pub tokens: usize,
     /// Sequences that took part.
     pub sequences: usize,
-    /// Sequences preempted for it.
-    pub preempted: usize,
     /// Time in the backend.
     pub elapsed: Duration,
+    /// Time that everything else took: scheduling, the masks of constraints, guesses, sending events.
+    pub scheduling: Duration,
+    /// What has happened since the last report.
+    pub counts: StepCounts,
 }
 
 /// Where the engine's numbers go. Called on the engine's thread, so it must be quick.
@@ -103,7 +131,7 @@ pub async fn start<B, E, F>(observer: Box<dyn Observer>, build: F) -> Result<Eng
 where
     B: Backend + 'static,
     E: Send + 'static,
-    F: FnOnce() -> Result<(B, EngineOptions), E> + Send + 'static,
+    F: FnOnce() -> Result<EngineParts<B>, E> + Send + 'static,
 {
     let (ready, started) = oneshot::channel();
     std::thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
@@ -111,8 +139,8 @@ where
         match built {
             Err(panic) => drop(ready.send(Err(StartError::Ended(panic_message(&*panic))))),
             Ok(Err(error)) => drop(ready.send(Err(StartError::Build(error)))),
-            Ok(Ok((backend, options))) => {
-                let (handle, mut engine) = match Engine::new(backend, options, observer) {
+            Ok(Ok(parts)) => {
+                let (handle, mut engine) = match Engine::new(parts, observer) {
                     Ok(made) => made,
                     Err(error) => return drop(ready.send(Err(StartError::Tiers(error)))),
                 };

@@ -7,6 +7,7 @@ use super::handle::{Command, Event, Failure};
 use super::step_loop::Engine;
 use crate::backend::{Backend, SequenceId};
 use crate::scheduler::{Budget, StepError, StepPlan};
+use crate::sequence::RequestId;
 
 /// Steps without trouble after which a batch that had to shrink may grow again.
 const STEPS_BEFORE_GROWTH: u32 = 64;
@@ -57,7 +58,7 @@ impl<B: Backend> Engine<B> {
         self.observer.load(Load { usable_blocks: self.state.usable_blocks(), ..Load::default() });
     }
 
-    pub(super) fn fail(&mut self, id: SequenceId, failure: Failure) -> Result<(), Stop> {
+    pub(super) fn fail(&mut self, id: RequestId, failure: Failure) -> Result<(), Stop> {
         self.forget(id)?;
         if let Some(client) = self.clients.remove(&id) {
             // Whoever has gone need not be told.
@@ -66,19 +67,32 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
+    /// Logits were not finite: the requests concerned fail, and nobody else is given what they have computed.
+    pub(super) fn discard(&mut self, broken: &[SequenceId]) -> Result<(), Stop> {
+        let discarded = self.state.discard(broken)?;
+        if discarded.requests.is_empty() {
+            return Err(Stop::Fatal(format!(
+                "the backend reported non-finite logits of sequences {broken:?}, none of which runs"
+            )));
+        }
+        discarded.requests.into_iter().try_for_each(|id| self.fail(id, Failure::NonFinite))
+    }
+
     /// Memory ran out: half the batch next time, or, where one sequence alone is too much, that one fails.
     pub(super) fn shrink(&mut self, plan: &StepPlan, reason: &str) -> Result<(), Stop> {
         let (tokens, sequences) = (plan.tokens(), plan.batch.sequences.len());
         tracing::warn!(%reason, tokens, sequences, "memory ran out in a step; trying again with a smaller one");
         self.quiet_steps = 0;
         if sequences == 1 && tokens <= 2 {
-            return plan
-                .batch
-                .sequences
-                .iter()
-                .try_for_each(|step| self.fail(step.sequence, Failure::OutOfMemory));
+            let ids = plan.batch.sequences.iter().filter_map(|step| self.state.request_of(step.sequence));
+            let ids: Vec<RequestId> = ids.collect();
+            return ids.into_iter().try_for_each(|id| self.fail(id, Failure::OutOfMemory));
         }
-        self.budget = Budget { tokens: (tokens / 2).max(2), sequences: sequences.div_ceil(2) };
+        self.budget = Budget {
+            tokens: (tokens / 2).max(2),
+            sequences: sequences.div_ceil(2),
+            logits_rows: (plan.logits_rows() / 2).max(2),
+        };
         Ok(())
     }
 
@@ -92,6 +106,7 @@ impl<B: Backend> Engine<B> {
             self.budget = Budget {
                 tokens: self.largest.tokens.min(self.budget.tokens * 2),
                 sequences: self.largest.sequences.min(self.budget.sequences * 2),
+                logits_rows: self.largest.logits_rows.min(self.budget.logits_rows * 2),
             };
         }
     }

@@ -9,41 +9,51 @@ use tokio::sync::mpsc;
 
 use super::handle::{Command, EngineHandle, Event, Failure, QueueSlot, Shared};
 use super::recovery::Stop;
-use super::{EngineOptions, Load, Observer, StepReport};
-use crate::backend::{Backend, BackendError, SequenceId};
-use crate::scheduler::{Budget, Limits, State, Update, complete, schedule};
+use super::{EngineParts, Load, Observer, StepReport};
+use crate::backend::{Backend, BackendError, Sampled};
+use crate::proposer::Proposer;
+use crate::scheduler::{Budget, Limits, State, StepPlan, Update, complete, schedule};
+use crate::sequence::RequestId;
 use crate::tiers::{TierError, TierStore, Wake};
 
 pub(super) struct Client {
     pub(super) events: mpsc::Sender<Event>,
     /// Until it is admitted for the first time.
     pub(super) slot: Option<QueueSlot>,
+    /// Answers that have not ended.
+    pub(super) answers: u32,
 }
 
 pub(super) struct Engine<B> {
     pub(super) backend: B,
+    pub(super) proposer: Option<Box<dyn Proposer>>,
     pub(super) state: State,
-    pub(super) clients: HashMap<SequenceId, Client>,
+    pub(super) clients: HashMap<RequestId, Client>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) observer: Box<dyn Observer>,
     pub(super) shared: Arc<Shared>,
-    pub(super) next_id: SequenceId,
+    pub(super) next_id: RequestId,
     pub(super) largest: Budget,
     pub(super) budget: Budget,
     pub(super) quiet_steps: u32,
     pub(super) draining: bool,
     pub(super) tiers: Option<TierStore>,
+    pub(super) started: Instant,
 }
 
 impl<B: Backend> Engine<B> {
     pub(super) fn new(
-        backend: B,
-        options: EngineOptions,
+        parts: EngineParts<B>,
         observer: Box<dyn Observer>,
     ) -> Result<(EngineHandle, Self), TierError> {
+        let EngineParts { backend, options, proposer } = parts;
         let capacity = backend.kv_capacity();
         let max_sequences = options.max_sequences.max(1);
-        let limits = Limits { max_sequences, max_model_len: options.max_model_len };
+        let limits = Limits {
+            max_sequences,
+            max_model_len: options.max_model_len,
+            prefix_sharing: options.prefix_sharing,
+        };
         let state = State::new(capacity, limits);
         // One more, so that a drain command finds room even when the queue is full.
         let (sender, commands) = mpsc::channel(options.max_queued.saturating_add(1).min(1 << 20));
@@ -64,10 +74,15 @@ impl<B: Backend> Engine<B> {
             max_model_len: state.max_model_len(),
             max_queued: options.max_queued,
         };
-        let largest =
-            Budget { tokens: options.max_batched_tokens.max(max_sequences + 1), sequences: max_sequences };
+        // One more than may run, so that readers get on while everybody else writes.
+        let largest = Budget {
+            tokens: options.max_batched_tokens.max(max_sequences + 1),
+            sequences: max_sequences,
+            logits_rows: options.max_logits_rows.max(max_sequences + 1),
+        };
         let engine = Self {
             backend,
+            proposer,
             state,
             clients: HashMap::new(),
             commands,
@@ -79,6 +94,7 @@ impl<B: Backend> Engine<B> {
             quiet_steps: 0,
             draining: false,
             tiers,
+            started: Instant::now(),
         };
         Ok((handle, engine))
     }
@@ -94,46 +110,66 @@ impl<B: Backend> Engine<B> {
     /// One turn: take commands in, drop who has gone, run a step.
     fn turn(&mut self) -> Result<(), Stop> {
         self.take_commands()?;
-        self.drop_the_gone(Instant::now())?;
-        let plan = schedule(&mut self.state, self.budget)?;
-        for id in &plan.admitted {
-            if let Some(client) = self.clients.get_mut(id)
-                && client.slot.take().is_some()
-            {
-                // Whoever has gone need not be told.
-                let _ = client.events.try_send(Event::Admitted { at: Instant::now() });
-            }
+        let begun = Instant::now();
+        self.state.set_time(begun - self.started);
+        self.drop_the_gone(begun)?;
+        let mut plan = schedule(&mut self.state, self.budget)?;
+        self.tell_the_admitted(&plan, begun);
+        for (request, problem) in std::mem::take(&mut plan.failed) {
+            self.fail(request, Failure::Constraint(problem))?;
         }
         self.report_load();
         if plan.batch.sequences.is_empty() {
-            // Only a sequence that can never run leaves an engine with work and nothing to do; refuse it, do not spin.
-            if let Some(id) = self.state.next_waiting() {
+            // Only a request that can never run leaves an engine with work and nothing to do; refuse it, do not spin.
+            if let Some(id) = self.state.next_waiting().filter(|_| self.state.running() == 0) {
                 self.fail(id, Failure::OutOfMemory)?;
             }
             return Ok(());
         }
-        let begun = Instant::now();
+        let planned = Instant::now();
         let result = self.backend.execute(&plan.batch);
+        let executed = Instant::now();
+        let (tokens, sequences) = (plan.tokens(), plan.batch.sequences.len());
+        self.take_result(plan, result)?;
         self.observer.step(StepReport {
-            tokens: plan.tokens(),
-            sequences: plan.batch.sequences.len(),
-            preempted: plan.preempted.len(),
-            elapsed: begun.elapsed(),
+            tokens,
+            sequences,
+            elapsed: executed - planned,
+            scheduling: (planned - begun) + executed.elapsed(),
+            counts: self.state.take_counts(),
         });
+        Ok(())
+    }
+
+    fn tell_the_admitted(&mut self, plan: &StepPlan, at: Instant) {
+        for admission in &plan.admitted {
+            if let Some(client) = self.clients.get_mut(&admission.request)
+                && client.slot.take().is_some()
+            {
+                // Whoever has gone need not be told.
+                let event = Event::Admitted { at, cached_tokens: admission.cached_tokens };
+                let _ = client.events.try_send(event);
+            }
+        }
+    }
+
+    fn take_result(
+        &mut self,
+        plan: StepPlan,
+        result: Result<Vec<Sampled>, BackendError>,
+    ) -> Result<(), Stop> {
         match result {
             Ok(sampled) => {
-                let updates = complete(&mut self.state, &plan, sampled)?;
-                self.send_updates(updates)?;
+                let outcome = complete(&mut self.state, plan, sampled)?;
+                self.send_updates(outcome.updates)?;
+                if let Some(proposer) = &mut self.proposer {
+                    self.state.propose(&mut **proposer);
+                }
                 self.grow_again();
                 Ok(())
             }
             Err(BackendError::OutOfMemory(reason)) => self.shrink(&plan, &reason),
-            Err(BackendError::NonFinite(ids)) if ids.is_empty() => Err(Stop::Fatal(
-                "the backend reported non-finite logits but no sequence that has them".to_owned(),
-            )),
-            Err(BackendError::NonFinite(ids)) => {
-                ids.into_iter().try_for_each(|id| self.fail(id, Failure::NonFinite))
-            }
+            Err(BackendError::NonFinite(ids)) => self.discard(&ids),
             Err(BackendError::Fatal(reason)) => Err(Stop::Fatal(reason)),
         }
     }
@@ -168,8 +204,9 @@ impl<B: Backend> Engine<B> {
             Command::Submit { request, events, slot } => {
                 let id = self.next_id;
                 self.next_id += 1;
+                let answers = request.choices.max(1);
                 match self.state.add(id, *request) {
-                    Ok(()) => drop(self.clients.insert(id, Client { events, slot: Some(slot) })),
+                    Ok(()) => drop(self.clients.insert(id, Client { events, slot: Some(slot), answers })),
                     Err(refusal) => drop(events.try_send(Event::Failed(Failure::Refused(refusal)))),
                 }
             }
@@ -180,7 +217,7 @@ impl<B: Backend> Engine<B> {
         for id in self.state.expired(now) {
             self.fail(id, Failure::DeadlinePassed)?;
         }
-        let gone: Vec<SequenceId> =
+        let gone: Vec<RequestId> =
             self.clients.iter().filter(|(_, client)| client.events.is_closed()).map(|(id, _)| *id).collect();
         for id in gone {
             self.clients.remove(&id);
@@ -189,8 +226,8 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// Drops a sequence wherever it is.
-    pub(super) fn forget(&mut self, id: SequenceId) -> Result<(), Stop> {
+    /// Drops a request wherever it is.
+    pub(super) fn forget(&mut self, id: RequestId) -> Result<(), Stop> {
         if let Some(tiers) = &mut self.tiers {
             tiers.forget(id);
         }
@@ -200,17 +237,23 @@ impl<B: Backend> Engine<B> {
 
     fn send_updates(&mut self, updates: Vec<Update>) -> Result<(), Stop> {
         for update in updates {
-            let (id, event, is_last) = match update {
+            let (id, event, ends) = match update {
                 Update::PromptLogprobs(id, logprobs) => (id, Event::PromptLogprobs(logprobs), false),
-                Update::Ended(id, end) => (id, Event::Ended { choice: 0, end }, true),
-                Update::Token { sequence, token, end } => {
-                    (sequence, Event::Token { choice: 0, token, end }, end.is_some())
+                Update::Ended { request, choice, end } => (request, Event::Ended { choice, end }, true),
+                Update::Token { request, choice, token, end } => {
+                    (request, Event::Token { choice, token, end }, end.is_some())
+                }
+                Update::Failed(id, problem) => {
+                    self.fail(id, Failure::Constraint(problem))?;
+                    continue;
                 }
             };
-            let delivered = self.clients.get(&id).is_some_and(|client| client.events.try_send(event).is_ok());
-            if is_last || !delivered {
+            let Some(client) = self.clients.get_mut(&id) else { continue };
+            client.answers -= u32::from(ends);
+            let delivered = client.events.try_send(event).is_ok();
+            if !delivered || client.answers == 0 {
                 self.clients.remove(&id);
-                self.state.abort(id)?;
+                self.forget(id)?;
             }
         }
         Ok(())
@@ -222,6 +265,7 @@ impl<B: Backend> Engine<B> {
             waiting: self.state.waiting(),
             used_blocks: self.state.used_blocks(),
             usable_blocks: self.state.usable_blocks(),
+            named_blocks: self.state.named_blocks() as u32,
         });
     }
 }

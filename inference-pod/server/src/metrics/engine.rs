@@ -79,7 +79,8 @@ impl EngineMetrics {
     }
 
     pub fn step(&self, report: StepReport) {
-        self.preemptions.inc_by(report.preempted as u64);
+        self.preemptions.inc_by(report.counts.preemptions);
+        self.prefix_cache(report.counts.prefix_queries, report.counts.prefix_hits);
         self.iteration_tokens.observe(report.tokens as f64);
         self.step_seconds.observe(report.elapsed.as_secs_f64());
     }

@@ -167,6 +167,8 @@ impl Observer for Metrics {
 
 #[cfg(test)]
 mod tests {
+    use fairlead_engine::scheduler::StepCounts;
+
     use super::*;
 
     /// Others read this text: gateways, endpoint pickers, autoscalers, dashboards. Changing a name, a label or a bucket
@@ -196,8 +198,14 @@ mod tests {
             decode: Some(Duration::ZERO),
             inference: Some(Duration::from_millis(500)),
         });
-        metrics.load(Load { running: 1, waiting: 2, used_blocks: 1, usable_blocks: 4 });
-        metrics.step(StepReport { tokens: 9, sequences: 2, preempted: 1, elapsed: Duration::from_millis(8) });
+        metrics.load(Load { running: 1, waiting: 2, used_blocks: 1, usable_blocks: 4, named_blocks: 3 });
+        metrics.step(StepReport {
+            tokens: 9,
+            sequences: 2,
+            elapsed: Duration::from_millis(8),
+            scheduling: Duration::from_micros(50),
+            counts: StepCounts { preemptions: 1, ..StepCounts::default() },
+        });
         let text = metrics.encode().unwrap();
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/metrics.txt");
         if std::env::var_os("FAIRLEAD_WRITE_REFERENCE").is_some() {
