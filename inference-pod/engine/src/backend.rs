@@ -211,6 +211,9 @@ pub enum AdapterError {
     /// There is no room for it.
     #[error("{0}")]
     NoRoom(String),
+    /// The engine has stopped.
+    #[error("the engine has stopped: {0}")]
+    Dead(String),
 }
 
 /// Why a step could not be run.

@@ -27,6 +27,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     max_model_len: 200,
     prefix_sharing: true,
     max_queued: 8,
+    max_adapters: 0,
     tiers: TierOptions { host_bytes: None, disk: None },
 };
 

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::backend::{ChosenToken, KvCapacity};
+use super::adapters::LoadReply;
+use crate::backend::{AdapterError, AdapterId, AdapterReader, ChosenToken, KvCapacity, ReadAdapter};
 use crate::scheduler::{MAX_CHOICES, Refusal};
-use crate::sequence::{EndReason, GenerationRequest, PromptLogprob};
+use crate::sequence::{AdapterKey, EndReason, GenerationRequest, PromptLogprob};
 
 /// What happens to a request, in order. The last one of each answer has an `end`, or is `Ended`; `Failed`
 /// ends them all.
@@ -62,6 +63,9 @@ pub enum Failure {
     /// Memory ran out even for this request alone.
     #[error("memory ran out for this request; shorten the prompt, or lower engine.maxBatchedTokens")]
     OutOfMemory,
+    /// Its adapter has been unloaded.
+    #[error("the LoRA adapter of this request has been unloaded")]
+    AdapterGone,
     /// Its deadline has passed.
     #[error("the request's deadline has passed")]
     DeadlinePassed,
@@ -90,6 +94,14 @@ pub(super) enum Command {
         events: mpsc::Sender<Event>,
         slot: QueueSlot,
     },
+    LoadAdapter {
+        adapter: Box<ReadAdapter>,
+        reply: LoadReply,
+    },
+    UnloadAdapter {
+        id: AdapterId,
+        reply: oneshot::Sender<()>,
+    },
     Drain,
     /// Something that the engine waits for has come.
     Wake,
@@ -117,6 +129,8 @@ pub struct EngineHandle {
     pub(super) capacity: KvCapacity,
     pub(super) max_model_len: u32,
     pub(super) max_queued: usize,
+    pub(super) max_adapters: usize,
+    pub(super) adapter_reader: Option<Arc<dyn AdapterReader>>,
 }
 
 impl EngineHandle {
@@ -165,6 +179,42 @@ impl EngineHandle {
     /// Requests that may wait; more are refused.
     pub fn max_queued(&self) -> usize {
         self.max_queued
+    }
+
+    /// Most LoRA adapters at once.
+    pub fn max_adapters(&self) -> usize {
+        self.max_adapters
+    }
+
+    /// What reads adapters for [`EngineHandle::load_adapter`]; `None` where the model takes none.
+    pub fn adapter_reader(&self) -> Option<Arc<dyn AdapterReader>> {
+        self.adapter_reader.clone()
+    }
+
+    /// Hands an adapter over between two steps. Dropping the future unloads it again.
+    ///
+    /// # Errors
+    /// [`AdapterError`]; everything else runs on as before.
+    pub async fn load_adapter(&self, adapter: ReadAdapter) -> Result<AdapterKey, AdapterError> {
+        let (reply, answer) = oneshot::channel();
+        // A closed channel drops the reply, and so answers.
+        let _ = self.commands.send(Command::LoadAdapter { adapter: Box::new(adapter), reply }).await;
+        answer.await.unwrap_or_else(|_| Err(self.no_engine()))
+    }
+
+    /// Takes no more requests with an adapter, and returns when those that had begun are done and its memory is free. An
+    /// adapter that is not loaded is gone already.
+    ///
+    /// # Errors
+    /// [`AdapterError::Dead`] where the engine ends first.
+    pub async fn unload_adapter(&self, id: AdapterId) -> Result<(), AdapterError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::UnloadAdapter { id, reply }).await;
+        answer.await.map_err(|_| self.no_engine())
+    }
+
+    fn no_engine(&self) -> AdapterError {
+        AdapterError::Dead(self.dead().unwrap_or("it was drained").to_owned())
     }
 
     /// Lets the engine finish what it has, take nothing new, and end its thread.

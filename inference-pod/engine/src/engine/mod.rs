@@ -3,10 +3,12 @@
 //! [`start`] puts the backend and the step loop on one OS thread; [`EngineHandle`] talks to that thread through bounded
 //! channels. Whoever drops the receiver of a request's events aborts it. Must not know HTTP, text or a tokenizer.
 
+mod adapters;
 mod handle;
 mod recovery;
 mod step_loop;
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use tokio::sync::oneshot;
 
 use self::recovery::panic_message;
 use self::step_loop::Engine;
-use crate::backend::Backend;
+use crate::backend::{AdapterId, Backend};
 use crate::proposer::Proposer;
 use crate::scheduler::StepCounts;
 use crate::tiers::{TierCounters, TierError, TierOptions};
@@ -41,6 +43,8 @@ pub struct EngineOptions {
     pub prefix_sharing: bool,
     /// Requests that may wait; more are refused.
     pub max_queued: usize,
+    /// Most LoRA adapters at once.
+    pub max_adapters: usize,
     /// Where blocks go that the cache gives up.
     pub tiers: TierOptions,
 }
@@ -98,6 +102,8 @@ pub trait Observer: Send {
     fn load(&self, load: Load);
     /// A step has been run.
     fn step(&self, report: StepReport);
+    /// The adapters that requests run with and wait with have changed.
+    fn adapters(&self, _running: &BTreeSet<AdapterId>, _waiting: &BTreeSet<AdapterId>) {}
     /// Where the KV tiers are to count. Asked for once.
     fn tier_counters(&self) -> Arc<TierCounters> {
         Arc::default()

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::adapters::{AdapterTable, gone};
 use super::handle::{Command, EngineHandle, Event, Failure, QueueSlot, Shared};
 use super::recovery::Stop;
 use super::{EngineParts, Load, Observer, StepReport};
@@ -37,6 +38,7 @@ pub(super) struct Engine<B> {
     pub(super) budget: Budget,
     pub(super) quiet_steps: u32,
     pub(super) draining: bool,
+    pub(super) adapters: AdapterTable,
     pub(super) tiers: Option<TierStore>,
     pub(super) started: Instant,
 }
@@ -73,6 +75,8 @@ impl<B: Backend> Engine<B> {
             capacity,
             max_model_len: state.max_model_len(),
             max_queued: options.max_queued,
+            max_adapters: options.max_adapters,
+            adapter_reader: backend.adapter_reader(),
         };
         // One more than may run, so that readers get on while everybody else writes.
         let largest = Budget {
@@ -93,6 +97,7 @@ impl<B: Backend> Engine<B> {
             budget: largest,
             quiet_steps: 0,
             draining: false,
+            adapters: AdapterTable::new(options.max_adapters),
             tiers,
             started: Instant::now(),
         };
@@ -109,6 +114,7 @@ impl<B: Backend> Engine<B> {
 
     /// One turn: take commands in, drop who has gone, run a step.
     fn turn(&mut self) -> Result<(), Stop> {
+        self.tend_adapters();
         self.take_commands()?;
         let begun = Instant::now();
         self.state.set_time(begun - self.started);
@@ -201,12 +207,21 @@ impl<B: Backend> Engine<B> {
             }
             // It has ended the wait for a command; that is all.
             Command::Wake => {}
+            Command::LoadAdapter { adapter, reply } => self.load_adapter(*adapter, reply),
+            Command::UnloadAdapter { id, reply } => self.unload_adapter(id, Some(reply)),
+            Command::Submit { request, events, .. } if !self.adapters.serves(request.adapter) => {
+                drop(events.try_send(gone()));
+            }
             Command::Submit { request, events, slot } => {
+                let adapter = request.adapter;
                 let id = self.next_id;
                 self.next_id += 1;
                 let answers = request.choices.max(1);
                 match self.state.add(id, *request) {
-                    Ok(()) => drop(self.clients.insert(id, Client { events, slot: Some(slot), answers })),
+                    Ok(()) => {
+                        self.clients.insert(id, Client { events, slot: Some(slot), answers });
+                        self.adapters.begin(id, adapter);
+                    }
                     Err(refusal) => drop(events.try_send(Event::Failed(Failure::Refused(refusal)))),
                 }
             }
