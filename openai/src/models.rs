@@ -16,6 +16,12 @@ pub struct Model {
     /// Longest sequence in tokens, where known (vLLM's extension).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<u32>,
+    /// Of an adapter: where it comes from (vLLM's extension).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// Of an adapter: the model it belongs to (vLLM's extension).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
 }
 
 impl Model {
@@ -27,6 +33,8 @@ impl Model {
             created,
             owned_by: "fairlead".to_owned(),
             max_model_len: None,
+            root: None,
+            parent: None,
         }
     }
 }

@@ -207,6 +207,9 @@ pub struct EngineConfig {
     /// Bytes of the KV cache. Absent: measured from what is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache_bytes: Option<u64>,
+    /// Most LoRA adapters at once. Absent: 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_adapters: Option<u32>,
     /// Intra-op threads of libtorch on a CPU. Absent: the CPUs this process may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,

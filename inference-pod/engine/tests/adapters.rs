@@ -14,7 +14,7 @@ use fairlead_engine::backend::{
     KvCapacity, ReadAdapter, Sampled, StepBatch,
 };
 use fairlead_engine::engine::{
-    EngineHandle, EngineOptions, Event, Failure, Load, Observer, StepReport, start,
+    EngineHandle, EngineOptions, EngineParts, Event, Failure, Load, Observer, StepReport, start,
 };
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::sequence::{AdapterKey, GenerationRequest};
@@ -102,7 +102,7 @@ impl Scene {
         let backend = WithAdapters { inner, loaded: Arc::clone(&loaded) };
         let options = EngineOptions { max_sequences: 1, max_adapters: 2, max_queued: 8, ..options() };
         let engine =
-            start(Box::new(Watcher(sender)), move || Ok::<_, String>((backend, options))).await.unwrap();
+            start(Box::new(Watcher(sender)), move || Ok::<_, String>(EngineParts::new(backend, options))).await.unwrap();
         Self { engine, loaded, seen, gate }
     }
 
@@ -130,6 +130,8 @@ fn options() -> EngineOptions {
     EngineOptions {
         max_sequences: 4,
         max_batched_tokens: 16,
+        max_logits_rows: 16,
+        prefix_sharing: true,
         max_model_len: 200,
         max_queued: 8,
         max_adapters: 2,
@@ -211,7 +213,10 @@ async fn who_runs_and_who_waits_is_told() {
     // A client that leaves frees its adapter's place too.
     drop(running);
     assert_eq!(read(waiting).await, (1, None));
-    timeout(PATIENCE, scene.seen.wait_for(|seen| seen.last() == Some(&Seen::default()))).await.expect("is told").unwrap();
+    timeout(PATIENCE, scene.seen.wait_for(|seen| seen.last() == Some(&Seen::default())))
+        .await
+        .expect("is told")
+        .unwrap();
 }
 
 #[tokio::test]

@@ -132,11 +132,12 @@ impl Adapters {
     ) -> Result<ServedAdapter, AdapterFailure> {
         let reserved = self.reserve(name)?;
         let folder = self.bring(source).await?;
-        let reader = engine.adapter_reader().ok_or_else(|| {
-            AdapterError::Invalid("this model takes no LoRA adapters".to_owned())
-        })?;
+        let reader = engine
+            .adapter_reader()
+            .ok_or_else(|| AdapterError::Invalid("this model takes no LoRA adapters".to_owned()))?;
         let read = tokio::task::spawn_blocking(move || reader.read(&folder));
-        let read = read.await.map_err(|error| AdapterError::Invalid(format!("reading it failed: {error}")))??;
+        let read =
+            read.await.map_err(|error| AdapterError::Invalid(format!("reading it failed: {error}")))??;
         let info = read.info;
         let key = engine.load_adapter(read).await?;
         let adapter = ServedAdapter { key, source: source.to_owned(), info };

@@ -73,6 +73,9 @@ pub struct ServeArgs {
     /// LoRA adapter to load at the start and the model name it answers to; may be given several times.
     #[arg(long, value_name = "NAME=DIR_OR_URI", value_parser = adapter)]
     pub adapter: Vec<AdapterConfig>,
+    /// Most LoRA adapters at once [default: 8].
+    #[arg(long)]
+    pub max_adapters: Option<u32>,
     /// Name that clients send as `model`; may be given several times.
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Vec<String>,
@@ -185,6 +188,7 @@ impl ServeArgs {
             listen,
             admin_listen,
             adapter,
+            max_adapters,
             served_model_name,
             device,
             dtype,
@@ -244,6 +248,7 @@ impl ServeArgs {
         engine.max_sequences = max_sequences.or(engine.max_sequences);
         engine.max_batched_tokens = max_batched_tokens.or(engine.max_batched_tokens);
         engine.block_tokens = block_tokens.or(engine.block_tokens);
+        engine.max_adapters = max_adapters.or(engine.max_adapters);
         engine.kv_cache_bytes = kv_cache_bytes.or(engine.kv_cache_bytes);
         engine.gpu_memory_utilization = gpu_memory_utilization.or(engine.gpu_memory_utilization);
         engine.threads = threads.or(engine.threads);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fairlead_engine::engine::{Event, Failure, SubmitError};
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::scheduler::Refusal;
-use fairlead_engine::sequence::{Constraint, GenerationRequest, PromptLogprob};
+use fairlead_engine::sequence::{AdapterKey, Constraint, GenerationRequest, PromptLogprob};
 use fairlead_openai::{ApiError, FinishReason, GenerationOptions};
 use tokio::sync::mpsc;
 
@@ -45,6 +45,8 @@ pub struct TextRequest<'a> {
     pub continues_prompt: bool,
     /// Whether special tokens are part of the answer's text.
     pub special_tokens: bool,
+    /// LoRA adapter that answers.
+    pub adapter: Option<AdapterKey>,
     /// What form the answer must have.
     pub constraint: Option<Box<dyn Constraint>>,
     /// When the request came in and when it is given up.
@@ -109,6 +111,7 @@ impl Generation {
                 prompt_logprobs: request.prompt_logprobs,
                 stop_tokens,
                 priority: options.priority,
+                adapter: request.adapter,
                 cache_salt: options.cache_salt.clone(),
                 deadline: timing.deadline,
                 ..GenerationRequest::default()
@@ -269,6 +272,9 @@ fn failure_error(failure: Failure, param: &str) -> ApiError {
         Failure::Refused(Refusal::EmptyPrompt) => {
             ApiError::invalid(param, format!("{param} has no tokens; send some text"))
         }
+        Failure::AdapterGone => ApiError::new(404, "invalid_request_error", format!("model: {failure}"))
+            .with_param("model")
+            .with_code("model_not_found"),
         Failure::DeadlinePassed => ApiError::deadline_passed(
             "the time that x-request-timeout-ms allows has passed; allow more, or ask for fewer tokens",
         ),

@@ -3,6 +3,7 @@
 //! `main.rs` is the command line; [`mod@serve`] ties everything together. Text lives here (tokenizer, chat template, stop strings),
 //! tokens in `fairlead-engine`, tensors in `fairlead-backend-torch`.
 
+pub mod adapters;
 pub mod answer_text;
 pub mod chat_template;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod measure;
 pub mod memory;
 pub mod metrics;
 pub mod model_files;
+pub mod observer;
 pub mod serve;
 pub mod startup;
 pub mod state;

@@ -9,7 +9,8 @@ use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadError, LoadOption
 use fairlead_engine::engine::{self, EngineHandle, EngineOptions, EngineParts, StartError};
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
 use fairlead_inference_config::{
-    DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig, KvCacheConfig,
+    AdapterConfig, DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig,
+    KvCacheConfig,
 };
 use fairlead_model::plan::kv_bytes_per_token;
 use fairlead_model::{DeviceKind, ModelError, Plan, PlanInputs, Reason, RunDtype, plan};
@@ -17,6 +18,7 @@ use fairlead_model::{DeviceKind, ModelError, Plan, PlanInputs, Reason, RunDtype,
 use crate::kv_tiers::{require_memory, tier_options};
 use crate::memory::{cpu_budget_bytes, gpu_budget_bytes, with_margin};
 use crate::model_files::ModelFiles;
+use crate::observer::EngineObserver;
 use crate::startup::Phase;
 use crate::state::{App, Model};
 
@@ -25,6 +27,8 @@ const DEFAULT_BLOCK_TOKENS: u32 = 16;
 /// Most rows of logits in a step, unless twice as many sequences run: a scored prompt asks for one for each token, and over a
 /// large vocabulary that takes longer than the rest of the step.
 const MAX_LOGITS_ROWS: usize = 256;
+/// LoRA adapters at once where the configuration leaves it open.
+const DEFAULT_MAX_ADAPTERS: u32 = 8;
 /// Largest KV cache on a CPU where the configuration leaves it open: memory there is shared with everyone else.
 const DEFAULT_CPU_KV_BYTES: u64 = 4 << 30;
 
@@ -90,6 +94,9 @@ pub async fn bring_up(app: &Arc<App>, config: &InferenceConfig) -> Result<(), Fa
         );
     }
     let engine = start_engine(app, config, fetched).await?;
+    for AdapterConfig { name, uri } in &config.adapters {
+        app.adapters.load(&engine, name, uri).await.map_err(|error| error.fatal(name))?;
+    }
     let ModelFiles { codec, template, defaults, eos_tokens, grammars } = files;
     app.ready(Model { engine, codec, template, defaults, eos_tokens, grammars });
     Ok(())
@@ -113,7 +120,7 @@ async fn fetch_model(app: &Arc<App>, config: &InferenceConfig) -> Result<Fetched
 }
 
 /// Where models go that are fetched by hand.
-fn default_cache_dir() -> PathBuf {
+pub(crate) fn default_cache_dir() -> PathBuf {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     base.unwrap_or_else(std::env::temp_dir).join("fairlead").join("models")
@@ -126,7 +133,8 @@ async fn start_engine(
 ) -> Result<EngineHandle, FatalError> {
     let (settings, max_queued) = (config.engine.clone(), config.server.max_queued_requests as usize);
     let (kv_cache, digest) = (config.kv_cache.clone(), config.model.digest.clone());
-    let observer = Box::new(app.metrics.clone());
+    let max_adapters = settings.max_adapters.unwrap_or(DEFAULT_MAX_ADAPTERS) as usize;
+    let observer = Box::new(EngineObserver { app: Arc::clone(app), max_adapters });
     let app = Arc::clone(app);
     let build = move || {
         let device = ComputeDevice::start(device_request(settings.device), Some(threads(&settings)))?;
@@ -161,6 +169,7 @@ async fn start_engine(
             max_logits_rows: MAX_LOGITS_ROWS.max(2 * sized.max_sequences as usize),
             prefix_sharing: kv_cache.prefix_sharing,
             max_queued,
+            max_adapters,
             tiers,
         };
         Ok(EngineParts::new(backend, options))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::serve::ListenerExt;
 use fairlead_inference_config::InferenceConfig;
 use tokio::net::TcpListener;
@@ -10,8 +11,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::http::admin::{TOKEN_VARIABLE, admin_router};
 use crate::http::router;
-use crate::load::{FatalError, bring_up};
+use crate::load::{FatalError, bring_up, default_cache_dir};
 use crate::startup::Phase;
 use crate::state::App;
 
@@ -24,16 +26,34 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// [`FatalError`] when the pod cannot become ready.
 pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     let mut signals = Signals::new()?;
-    let app = App::new(config.served_model_names.clone(), config.server.revision.as_deref());
+    let cache_dir = config.model.cache_dir.clone().unwrap_or_else(default_cache_dir);
+    let app = App::new(config.served_model_names.clone(), config.server.revision.as_deref(), cache_dir);
     let listen = &config.server.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|error| FatalError::pod(format!("server.listen: cannot listen on {listen}: {error}")))?;
+    let listener = bind("server.listen", listen).await?;
+    let admin = match &config.server.admin_listen {
+        Some(listen) => {
+            let listener = bind("server.adminListen", listen).await?;
+            let address =
+                listener.local_addr().map_or_else(|_| listen.clone(), |address| address.to_string());
+            tracing::info!(%address, "the admin API listens");
+            Some(listener)
+        }
+        None => None,
+    };
     let address = listener.local_addr().map_or_else(|_| listen.clone(), |address| address.to_string());
     tracing::info!(%address, models = ?config.served_model_names, "listening");
 
     let (close, closed) = oneshot::channel::<()>();
-    let http = tokio::spawn(serve_http(listener, Arc::clone(&app), closed));
+    let http = tokio::spawn(serve_http(listener, router(Arc::clone(&app)), closed));
+    let (close_admin, admin_closed) = oneshot::channel::<()>();
+    if let Some(listener) = admin {
+        let token = std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty());
+        if token.is_none() {
+            tracing::warn!("{TOKEN_VARIABLE} is not set: whoever reaches the admin API may use it");
+        }
+        let routes = admin_router(Arc::clone(&app), token.as_deref());
+        tokio::spawn(serve_http(listener, routes, admin_closed));
+    }
     let started = tokio::select! {
         result = bring_up(&app, &config) => Some(result),
         () = signals.next() => None,
@@ -56,7 +76,7 @@ pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     let (delay, most) = (config.server.drain_delay_seconds, config.server.drain_seconds);
     announce(&app, Duration::from_secs(delay), &mut signals).await;
     drain(&app, Duration::from_secs(most), &mut signals).await;
-    drop(close);
+    drop((close, close_admin));
     let closing = async {
         if let Some(model) = app.model() {
             model.engine.drain().await;
@@ -70,7 +90,13 @@ pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     Ok(())
 }
 
-async fn serve_http(listener: TcpListener, app: Arc<App>, closed: oneshot::Receiver<()>) {
+async fn bind(setting: &str, address: &str) -> Result<TcpListener, FatalError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| FatalError::pod(format!("{setting}: cannot listen on {address}: {error}")))
+}
+
+async fn serve_http(listener: TcpListener, routes: Router, closed: oneshot::Receiver<()>) {
     // A token is a small packet that must not wait for the next one.
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
@@ -81,7 +107,7 @@ async fn serve_http(listener: TcpListener, app: Arc<App>, closed: oneshot::Recei
         // Dropping the sender is the signal.
         let _ = closed.await;
     };
-    if let Err(error) = axum::serve(listener, router(app)).with_graceful_shutdown(shutdown).await {
+    if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(shutdown).await {
         tracing::error!(%error, "serving HTTP failed");
     }
 }

@@ -1,15 +1,18 @@
 //! What all request handlers share.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderValue;
 use fairlead_engine::engine::EngineHandle;
 use fairlead_engine::grammar::GrammarCompiler;
+use fairlead_engine::sequence::AdapterKey;
 use fairlead_model::GenerationDefaults;
 use fairlead_openai::ApiError;
 use tokio::sync::Semaphore;
 
+use crate::adapters::Adapters;
 use crate::chat_template::ChatTemplate;
 use crate::drain::{Drain, InFlight};
 use crate::metrics::Metrics;
@@ -40,6 +43,8 @@ pub struct App {
     pub revision: Option<HeaderValue>,
     /// Unix seconds of the process's start.
     pub created: u64,
+    /// LoRA adapters, each a model name too.
+    pub adapters: Adapters,
     /// The way to being ready.
     pub startup: Startup,
     /// The way out.
@@ -95,14 +100,15 @@ impl Model {
 }
 
 impl App {
-    /// A process that has just started.
-    pub fn new(served_names: Vec<String>, revision: Option<&str>) -> Arc<Self> {
+    /// A process that has just started. Adapters from a hub go into `cache_dir`.
+    pub fn new(served_names: Vec<String>, revision: Option<&str>, cache_dir: PathBuf) -> Arc<Self> {
         let metrics = Metrics::new(served_names.first().map_or("", String::as_str));
         Arc::new(Self {
             created: unix_seconds(),
             startup: Startup::new(metrics.clone()),
             drain: Drain::new(),
             metrics,
+            adapters: Adapters::new(served_names.clone(), cache_dir),
             served_names,
             revision: revision.and_then(|revision| HeaderValue::from_str(revision).ok()),
             model: OnceLock::new(),
@@ -170,15 +176,20 @@ impl App {
         })
     }
 
-    /// Checks that a request names a model of ours.
+    /// Checks that a request names a model of ours, and returns the adapter that answers, if it is one.
     ///
     /// # Errors
     /// 404 with the names there are.
-    pub fn check_model(&self, name: &str) -> Result<(), ApiError> {
+    pub fn check_model(&self, name: &str) -> Result<Option<AdapterKey>, ApiError> {
         if self.served_names.iter().any(|served| served == name) {
-            return Ok(());
+            return Ok(None);
         }
-        Err(ApiError::model_not_found(name, &format!("this server has {}", self.served_names.join(", "))))
+        if let Some(adapter) = self.adapters.find(name) {
+            return Ok(Some(adapter.key));
+        }
+        let adapters = self.adapters.all().into_iter().map(|(name, _)| name);
+        let names: Vec<String> = self.served_names.iter().cloned().chain(adapters).collect();
+        Err(ApiError::model_not_found(name, &format!("this server has {}", names.join(", "))))
     }
 }
 

@@ -79,9 +79,7 @@ async fn unload(State(app): State<Arc<App>>, body: Body) -> Result<String, HttpE
 }
 
 async fn list(State(app): State<Arc<App>>) -> Json<Value> {
-    let one = |(name, adapter): (String, crate::adapters::ServedAdapter)| {
-        json!({"lora_name": name, "lora_path": adapter.source, "rank": adapter.info.rank, "bytes": adapter.info.bytes})
-    };
+    let one = |(name, adapter): (String, crate::adapters::ServedAdapter)| json!({"lora_name": name, "lora_path": adapter.source, "rank": adapter.info.rank, "bytes": adapter.info.bytes});
     let max = app.model().map(|model| model.engine.max_adapters());
     Json(json!({"max_loras": max, "data": app.adapters.all().into_iter().map(one).collect::<Vec<_>>()}))
 }
@@ -109,7 +107,9 @@ fn api_error(failure: &AdapterFailure) -> ApiError {
             ApiError::new(404, "NotFoundError", message)
         }
         AdapterFailure::Adapter(AdapterError::Dead(reason)) => crate::state::engine_dead(reason),
-        AdapterFailure::Adapter(_) | AdapterFailure::Fetch(_) => ApiError::new(400, "BadRequestError", message),
+        AdapterFailure::Adapter(_) | AdapterFailure::Fetch(_) => {
+            ApiError::new(400, "BadRequestError", message)
+        }
     }
 }
 
@@ -119,11 +119,41 @@ fn digest(token: &[u8]) -> [u8; 32] {
 
 /// Compares digests: how long that takes says nothing about the token.
 async fn authorise(State(expected): State<[u8; 32]>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let given =
+        request.headers().get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     if given.is_some_and(|token| digest(token) == expected) {
         return next.run(request).await;
     }
     let message = format!("send the token of {TOKEN_VARIABLE} as Authorization: Bearer …");
     let error = ApiError::new(StatusCode::UNAUTHORIZED.as_u16(), "authentication_error", message);
     HttpError::from(error).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use axum::http::Method;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn ask(token: Option<&str>, authorization: Option<&str>) -> u16 {
+        let app = App::new(vec!["tiny".to_owned()], None, PathBuf::new());
+        let mut request = Request::builder().method(Method::GET).uri("/v1/lora_adapters");
+        if let Some(value) = authorization {
+            request = request.header(AUTHORIZATION, value);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        admin_router(app, token).oneshot(request).await.unwrap().status().as_u16()
+    }
+
+    #[tokio::test]
+    async fn a_token_is_asked_for_where_there_is_one() {
+        assert_eq!(ask(None, None).await, 200);
+        assert_eq!(ask(Some("secret"), None).await, 401);
+        assert_eq!(ask(Some("secret"), Some("Bearer other")).await, 401);
+        assert_eq!(ask(Some("secret"), Some("secret")).await, 401);
+        assert_eq!(ask(Some("secret"), Some("Bearer secret")).await, 200);
+    }
 }

@@ -70,6 +70,7 @@ pub async fn chat_completions(
             continues_prompt: request.prompt.continue_final_message,
             // What opens a call may be a special token.
             special_tokens: answer.tools.is_some(),
+            adapter: app.check_model(requested)?,
             constraint,
             timing,
         },

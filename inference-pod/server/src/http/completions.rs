@@ -127,6 +127,7 @@ fn start(
             prompt_logprobs: request.echo && request.logprobs.is_some(),
             continues_prompt: true,
             special_tokens: false,
+            adapter: app.check_model(&request.model)?,
             constraint,
             timing,
         },

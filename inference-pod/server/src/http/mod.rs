@@ -1,5 +1,6 @@
 //! The HTTP edge: routes, and what all answers have in common.
 
+pub mod admin;
 mod chat;
 mod chat_answer;
 mod completion_answer;

@@ -1,4 +1,5 @@
 //! A model's folder and a running `fairlead-inference`, for tests.
+#![allow(dead_code)] // each test program uses its own share
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -54,6 +55,8 @@ pub fn make_model() -> tempfile::TempDir {
 pub struct Pod {
     child: Child,
     pub url: String,
+    /// Of the admin port, where it was asked for.
+    pub admin: Option<String>,
     pub client: reqwest::Client,
     _model: Option<tempfile::TempDir>,
 }
@@ -93,17 +96,21 @@ impl Pod {
         let model = make_model();
         let mut child = command(model.path(), arguments).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut admin = None;
         let url = loop {
             let line = lines.next().expect("it ended before it listened").unwrap();
             let fields =
                 serde_json::from_str::<Value>(&line).map(|line| line["fields"].clone()).unwrap_or_default();
+            if fields["message"] == "the admin API listens" {
+                admin = Some(format!("http://{}", fields["address"].as_str().unwrap()));
+            }
             if fields["message"] == "listening" {
                 break format!("http://{}", fields["address"].as_str().unwrap());
             }
         };
         // Nobody reads the rest, but the pipe must not fill.
         std::thread::spawn(move || lines.for_each(drop));
-        let pod = Self { child, url, client: reqwest::Client::new(), _model: Some(model) };
+        let pod = Self { child, url, admin, client: reqwest::Client::new(), _model: Some(model) };
         pod.until("/readyz", |status, _| status == 200).await;
         pod
     }

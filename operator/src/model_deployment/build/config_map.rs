@@ -65,6 +65,7 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
             block_tokens: Some(*block_tokens),
             kv_cache_bytes: sized.then_some(plan.kv_cache_bytes),
             gpu_memory_utilization: (!sized).then_some(*utilization),
+            max_adapters: None,
             threads: None,
         },
         task: Task::default(),
