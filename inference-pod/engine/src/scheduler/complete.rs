@@ -150,6 +150,8 @@ impl State {
             let first = &self.running[index];
             let mut fork = first.fork(id, choice);
             fork.registered = fork.registered.min(fork.computed / self.block_tokens);
+            // What the first has got for its guesses is its own.
+            fork.blocks.truncate(fork.tokens.len().div_ceil(self.block_tokens));
             if self.running.len() + forks.len() < self.limits.max_sequences {
                 for block in &fork.blocks {
                     self.pool.share(*block)?;
