@@ -12,9 +12,10 @@ use fairlead_engine::engine::{
     EngineHandle, EngineOptions, EngineParts, Event, Failure, Load, Observer, StartError, StepReport,
     SubmitError, start,
 };
-use fairlead_engine::sampling::SamplingOptions;
+use fairlead_engine::proposer::Proposer;
+use fairlead_engine::sampling::{SamplingOptions, TokenMask};
 use fairlead_engine::scheduler::Refusal;
-use fairlead_engine::sequence::GenerationRequest;
+use fairlead_engine::sequence::{Constraint, GenerationRequest};
 use fairlead_engine::tiers::TierOptions;
 use fake::{FakeBackend, next_token};
 use tokio::sync::{mpsc::Receiver, watch};
@@ -115,6 +116,108 @@ async fn an_answer_that_another_engine_began_goes_on_as_it_would_have_there() {
         let resumed = GenerationRequest { answered: whole[..cut].to_vec(), ..request(vec![3, 1], 9) };
         assert_eq!(read(engine.submit(resumed).unwrap()).await, (whole[cut..].to_vec(), None));
     }
+}
+
+#[tokio::test]
+async fn several_answers_come_with_their_numbers_and_end_one_by_one() {
+    let (engine, mut watched) = run(FakeBackend::new(100, 4), OPTIONS).await;
+    let wanted = GenerationRequest { choices: 3, ..request(vec![4, 5, 6], 7) };
+    let mut events = engine.submit(wanted).unwrap();
+    let mut answers: Vec<Vec<u32>> = vec![Vec::new(); 3];
+    let mut ends = 0;
+    while let Some(event) = timeout(Duration::from_secs(20), events.recv()).await.expect("no event in time") {
+        if let Event::Token { choice, token, end } = event {
+            answers[choice as usize].push(token.token);
+            ends += usize::from(end.is_some());
+        }
+    }
+    assert_eq!(ends, 3);
+    for (choice, answer) in answers.into_iter().enumerate() {
+        let mut tokens = vec![4, 5, 6];
+        for draw in 0..7 {
+            tokens.push(next_token(&tokens, 3 + choice as u64, draw));
+        }
+        assert_eq!(answer, tokens[3..]);
+    }
+    until(&mut watched, |load| load.running + load.waiting == 0 && load.used_blocks == 0).await;
+}
+
+#[tokio::test]
+async fn a_prompt_that_was_read_before_is_admitted_with_what_is_cached_of_it() {
+    let (engine, _watched) = run(FakeBackend::new(100, 4), OPTIONS).await;
+    for cached in [0, 8] {
+        let mut events = engine.submit(request(vec![9; 11], 2)).unwrap();
+        let first = timeout(Duration::from_secs(20), events.recv()).await.expect("no event in time");
+        assert!(matches!(first, Some(Event::Admitted { cached_tokens, .. }) if cached_tokens == cached));
+        assert_eq!(read(events).await, (expected(&[9; 11], 2), None));
+    }
+}
+
+/// Allows nothing.
+#[derive(Clone, Debug)]
+struct Nothing;
+
+impl Constraint for Nothing {
+    fn mask(&mut self) -> Result<Arc<TokenMask>, String> {
+        Err("nothing may come".to_owned())
+    }
+
+    fn accept(&mut self, _: u32) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn valid_prefix(&mut self, _: &[u32]) -> usize {
+        0
+    }
+
+    fn roll_back(&mut self, _: usize) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+#[tokio::test]
+async fn a_constraint_that_cannot_go_on_fails_its_own_request_only() {
+    let (engine, mut watched) = run(FakeBackend::new(100, 4), OPTIONS).await;
+    let stuck = GenerationRequest { constraint: Some(Box::new(Nothing)), choices: 2, ..request(vec![1], 5) };
+    let stuck = engine.submit(stuck).unwrap();
+    let other = engine.submit(request(vec![2], 5)).unwrap();
+    assert_eq!(read(stuck).await, (vec![], Some(Failure::Constraint("nothing may come".into()))));
+    assert_eq!(read(other).await, (expected(&[2], 5), None));
+    until(&mut watched, |load| load.running + load.waiting == 0 && load.used_blocks == 0).await;
+}
+
+/// Guesses right, and says so.
+struct Oracle(Vec<u32>);
+
+impl Proposer for Oracle {
+    fn propose(&mut self, _: u64, tokens: &[u32], _: usize) -> Vec<u32> {
+        self.0[tokens.len()..].to_vec()
+    }
+}
+
+#[tokio::test]
+async fn a_proposers_guesses_are_checked_and_counted() {
+    let mut whole = vec![3];
+    whole.extend(expected(&[3], 9));
+    let steps = Arc::new(Mutex::new(Vec::new()));
+    let observer = Box::new(Watcher { load: watch::channel(Load::default()).0, steps: Arc::clone(&steps) });
+    let proposer: Option<Box<dyn Proposer>> = Some(Box::new(Oracle(whole)));
+    let parts = EngineParts { proposer, ..EngineParts::new(FakeBackend::new(100, 4), OPTIONS) };
+    let engine = start(observer, move || Ok::<_, String>(parts)).await.unwrap();
+    assert_eq!(read(engine.submit(request(vec![3], 9)).unwrap()).await, (expected(&[3], 9), None));
+    engine.drain().await;
+    let accepted = || steps.lock().unwrap().iter().map(|step: &StepReport| step.counts.accepted_tokens).sum::<u64>();
+    // The report follows the answer.
+    let (begun, mut sum) = (std::time::Instant::now(), 0);
+    while sum == 0 && begun.elapsed() < Duration::from_secs(20) {
+        tokio::task::yield_now().await;
+        sum = accepted();
+    }
+    assert_eq!(sum, 7);
 }
 
 #[tokio::test]
