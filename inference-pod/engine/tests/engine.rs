@@ -210,7 +210,8 @@ async fn a_proposers_guesses_are_checked_and_counted() {
     let engine = start(observer, move || Ok::<_, String>(parts)).await.unwrap();
     assert_eq!(read(engine.submit(request(vec![3], 9)).unwrap()).await, (expected(&[3], 9), None));
     engine.drain().await;
-    let accepted = || steps.lock().unwrap().iter().map(|step: &StepReport| step.counts.accepted_tokens).sum::<u64>();
+    let accepted =
+        || steps.lock().unwrap().iter().map(|step: &StepReport| step.counts.accepted_tokens).sum::<u64>();
     // The report follows the answer.
     let (begun, mut sum) = (std::time::Instant::now(), 0);
     while sum == 0 && begun.elapsed() < Duration::from_secs(20) {

@@ -262,7 +262,7 @@ fn run(scenario: Scenario) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
 
     #[test]
     fn everyone_gets_his_own_answers(scenario in scenarios()) {
