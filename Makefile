@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 CARGO := . scripts/env.sh && cargo
 E2E := . scripts/env.sh && target/release/fairlead-e2e
 
-.PHONY: help quickstart test test-unit test-e2e build verify generate cluster-up cluster-down images install
+.PHONY: help quickstart test test-unit test-e2e build verify fuzz generate cluster-up cluster-down images install
 
 help: ## Show this list
 	grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -50,6 +50,9 @@ e2e-tool: setup
 verify: setup ## Format and lints (a test says when generated files are stale)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+
+fuzz: setup ## Throw random bytes at every parser, SECONDS=60 each
+	scripts/fuzz.sh $(or $(SECONDS),60)
 
 generate: setup ## Write the CRD YAML and docs/reference/api.md from the types
 	$(CARGO) run --quiet --package fairlead-crds --bin fairlead-crdgen
