@@ -4,9 +4,11 @@
 //! that it would have used alone (see [`crate::sampling`]). So all that is decided here is whether guessing pays.
 
 mod acceptance;
+mod draft_model;
 mod ngram;
 
 pub use acceptance::Acceptance;
+pub use draft_model::{CacheMismatch, DraftedBackend, spare_blocks};
 pub use ngram::{NGramProposer, NGramSettings};
 
 /// Most rows that a step has where guesses are worth their time: up to about here a step costs what reading the weights
