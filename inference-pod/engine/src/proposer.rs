@@ -12,4 +12,9 @@ pub trait Proposer: Send {
     /// new ones. It may be asked about never again without a word: a proposer that keeps something for each sequence
     /// bounds that itself.
     fn propose(&mut self, sequence: SequenceId, tokens: &[u32], most: usize) -> Vec<u32>;
+
+    /// Most sequences that write at the same time where guessing still pays; with more of them nobody is asked about.
+    fn most_sequences(&self) -> usize {
+        usize::MAX
+    }
 }

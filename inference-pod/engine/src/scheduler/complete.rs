@@ -120,7 +120,12 @@ impl State {
         if drafts > 0 {
             self.counts.drafts += 1;
             self.counts.draft_tokens += u64::from(drafts);
-            self.counts.accepted_tokens += answer.tokens.len() as u64 - 1;
+            let accepted = answer.tokens.len() - 1;
+            self.counts.accepted_tokens += accepted as u64;
+            if self.counts.accepted_at.len() < accepted {
+                self.counts.accepted_at.resize(accepted, 0);
+            }
+            self.counts.accepted_at[..accepted].iter_mut().for_each(|count| *count += 1);
         }
         let sequence = &mut self.running[index];
         let (request, choice) = (sequence.request_id, sequence.rank.choice());
@@ -178,6 +183,9 @@ impl State {
     /// Asks for guesses for every sequence that streams and has none.
     pub fn propose(&mut self, proposer: &mut dyn Proposer) {
         let most = self.max_model_len() as usize;
+        if self.running.iter().filter(|sequence| sequence.is_writing()).count() > proposer.most_sequences() {
+            return;
+        }
         for sequence in self.running.iter_mut().filter(|sequence| sequence.is_writing()) {
             let room = sequence.most_drafts(most);
             if sequence.drafts.is_empty() && room > 0 {

@@ -210,6 +210,8 @@ pub struct StepCounts {
     pub draft_tokens: u64,
     /// Those of them that were right.
     pub accepted_tokens: u64,
+    /// The same by their places among a sequence's guesses, the first first.
+    pub accepted_at: Vec<u64>,
     /// Sequences that lost their blocks.
     pub preemptions: u64,
     /// Named blocks that were handed out for something else.

@@ -8,8 +8,9 @@ use std::num::NonZeroUsize;
 
 use lru::LruCache;
 
-use super::Acceptance;
+use super::{Acceptance, most_sequences};
 use crate::backend::SequenceId;
+use crate::proposer::Proposer;
 
 /// Earlier places that are compared; the last ones first.
 const PLACES: usize = 16;
@@ -60,6 +61,16 @@ impl NGramProposer {
         };
         index.guess.clone_from(&guess);
         guess
+    }
+}
+
+impl Proposer for NGramProposer {
+    fn propose(&mut self, sequence: SequenceId, tokens: &[u32], most: usize) -> Vec<u32> {
+        self.guess(sequence, tokens, most)
+    }
+
+    fn most_sequences(&self) -> usize {
+        most_sequences(self.settings.tokens)
     }
 }
 
