@@ -265,3 +265,29 @@ pub trait Backend {
     /// Forgets an adapter that no sequence uses any more.
     fn unload_adapter(&mut self, id: AdapterId);
 }
+
+impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn kv_capacity(&self) -> KvCapacity {
+        (**self).kv_capacity()
+    }
+
+    fn execute(&mut self, batch: &StepBatch) -> Result<Vec<Sampled>, BackendError> {
+        (**self).execute(batch)
+    }
+
+    fn read_blocks(&mut self, blocks: &[BlockId]) -> Result<Vec<BlockBytes>, BackendError> {
+        (**self).read_blocks(blocks)
+    }
+
+    fn adapter_reader(&self) -> Option<Arc<dyn AdapterReader>> {
+        (**self).adapter_reader()
+    }
+
+    fn load_adapter(&mut self, id: AdapterId, adapter: ReadAdapter) -> Result<(), AdapterError> {
+        (**self).load_adapter(id, adapter)
+    }
+
+    fn unload_adapter(&mut self, id: AdapterId) {
+        (**self).unload_adapter(id);
+    }
+}

@@ -102,7 +102,9 @@ impl Scene {
         let backend = WithAdapters { inner, loaded: Arc::clone(&loaded) };
         let options = EngineOptions { max_sequences: 1, max_adapters: 2, max_queued: 8, ..options() };
         let engine =
-            start(Box::new(Watcher(sender)), move || Ok::<_, String>(EngineParts::new(backend, options))).await.unwrap();
+            start(Box::new(Watcher(sender)), move || Ok::<_, String>(EngineParts::new(backend, options)))
+                .await
+                .unwrap();
         Self { engine, loaded, seen, gate }
     }
 

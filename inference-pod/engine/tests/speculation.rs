@@ -29,6 +29,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     max_model_len: 64,
     prefix_sharing: true,
     max_queued: 64,
+    max_adapters: 2,
     tiers: TierOptions { host_bytes: None, disk: None },
 };
 

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod model_files;
 pub mod observer;
 pub mod serve;
+pub mod speculation;
 pub mod startup;
 pub mod state;
 pub mod tier_metrics;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadError, LoadOptions, TorchBackend};
+use fairlead_engine::backend::Backend;
 use fairlead_engine::engine::{self, EngineHandle, EngineOptions, EngineParts, StartError};
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
 use fairlead_inference_config::{
@@ -19,6 +20,7 @@ use crate::kv_tiers::{require_memory, tier_options};
 use crate::memory::{cpu_budget_bytes, gpu_budget_bytes, with_margin};
 use crate::model_files::ModelFiles;
 use crate::observer::EngineObserver;
+use crate::speculation::{DraftModel, proposer};
 use crate::startup::Phase;
 use crate::state::{App, Model};
 
@@ -93,7 +95,8 @@ pub async fn bring_up(app: &Arc<App>, config: &InferenceConfig) -> Result<(), Fa
             "the model has no chat template: /v1/chat/completions will refuse, /v1/completions works"
         );
     }
-    let engine = start_engine(app, config, fetched).await?;
+    let draft = DraftModel::fetch(config, &fetched).await?;
+    let engine = start_engine(app, config, fetched, draft).await?;
     for AdapterConfig { name, uri } in &config.adapters {
         app.adapters.load(&engine, name, uri).await.map_err(|error| error.fatal(name))?;
     }
@@ -130,7 +133,9 @@ async fn start_engine(
     app: &Arc<App>,
     config: &InferenceConfig,
     fetched: FetchedModel,
+    draft: Option<DraftModel>,
 ) -> Result<EngineHandle, FatalError> {
+    let speculation = config.speculation.clone();
     let (settings, max_queued) = (config.engine.clone(), config.server.max_queued_requests as usize);
     let (kv_cache, digest) = (config.kv_cache.clone(), config.model.digest.clone());
     let max_adapters = settings.max_adapters.unwrap_or(DEFAULT_MAX_ADAPTERS) as usize;
@@ -139,7 +144,14 @@ async fn start_engine(
     let build = move || {
         let device = ComputeDevice::start(device_request(settings.device), Some(threads(&settings)))?;
         app.startup.enter(Phase::SizingCache);
-        let sized = size(&settings, &kv_cache, device, &fetched.inspection)?;
+        let draft_bytes = match &draft {
+            Some(draft) => {
+                let own = EngineConfig { max_model_len: None, ..settings.clone() };
+                size_within(&own, device.kind(), draft.inspection(), u64::MAX / 4)?.plan.weight_bytes
+            }
+            None => 0,
+        };
+        let sized = size(&settings, &kv_cache, device, &fetched.inspection, draft_bytes)?;
         tracing::info!(
             kv_cache_bytes = sized.kv_cache_bytes,
             max_model_len = sized.plan.max_model_len,
@@ -157,10 +169,24 @@ async fn start_engine(
             max_batched_tokens: sized.max_batched_tokens,
             max_sequences: sized.max_sequences,
         };
-        let mut backend =
-            TorchBackend::load(&fetched.dir, &options, &mut |done, total| app.startup.progress(done, total))?;
-        app.startup.enter(Phase::WarmingUp);
-        backend.warm_up()?;
+        let progress = &mut |done, total| app.startup.progress(done, total);
+        let backend: Box<dyn Backend> = match draft {
+            None => {
+                let mut backend = TorchBackend::load(&fetched.dir, &options, progress)?;
+                app.startup.enter(Phase::WarmingUp);
+                backend.warm_up()?;
+                Box::new(backend)
+            }
+            Some(draft) => {
+                let options = draft.share_cache(&options, &sized.plan, &fetched.inspection)?;
+                let mut target = TorchBackend::load(&fetched.dir, &options.target, progress)?;
+                let mut guesser = TorchBackend::load(draft.folder(), &options.draft, progress)?;
+                app.startup.enter(Phase::WarmingUp);
+                target.warm_up()?;
+                guesser.warm_up()?;
+                Box::new(draft.join(target, guesser)?)
+            }
+        };
         let tiers = tier_options(&kv_cache, &fetched.dir, digest.as_deref(), &sized.plan, device.kind())?;
         let options = EngineOptions {
             max_sequences: sized.max_sequences as usize,
@@ -172,7 +198,8 @@ async fn start_engine(
             max_adapters,
             tiers,
         };
-        Ok(EngineParts::new(backend, options))
+        let proposer = proposer(speculation.as_ref(), options.max_sequences);
+        Ok(EngineParts { proposer, ..EngineParts::new(backend, options) })
     };
     Ok(engine::start(observer, build).await?)
 }
@@ -217,13 +244,16 @@ fn size(
     kv_cache: &KvCacheConfig,
     device: ComputeDevice,
     inspection: &Inspection,
+    draft_bytes: u64,
 ) -> Result<Sized, FatalError> {
-    let budget = memory_budget(settings, kv_cache, device)?;
+    let budget = memory_budget(settings, kv_cache, device)?.saturating_sub(draft_bytes);
     let sized = size_within(settings, device.kind(), inspection, budget)?;
     if let Some(budget) = cpu_budget_bytes() {
         let plan = &sized.plan;
         let in_main_memory = match device.kind() {
-            DeviceKind::Cpu => plan.weight_bytes + plan.activation_reserve_bytes + sized.kv_cache_bytes,
+            DeviceKind::Cpu => {
+                plan.weight_bytes + draft_bytes + plan.activation_reserve_bytes + sized.kv_cache_bytes
+            }
             DeviceKind::Gpu => 0,
         };
         require_memory(kv_cache, in_main_memory, budget)?;

@@ -17,6 +17,14 @@ struct CacheLabels {
     num_gpu_blocks: u32,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PlaceLabels {
+    position: u32,
+}
+
+/// Places among a sequence's guesses that are told apart; the last one stands for those after it too.
+const PLACES: u32 = 16;
+
 #[derive(Clone)]
 pub struct EngineMetrics {
     running: Gauge,
@@ -25,6 +33,10 @@ pub struct EngineMetrics {
     preemptions: Counter,
     prefix_queries: Counter,
     prefix_hits: Counter,
+    drafts: Counter,
+    draft_tokens: Counter,
+    accepted_tokens: Counter,
+    accepted_at: Family<PlaceLabels, Counter>,
     iteration_tokens: Histogram,
     step_seconds: Histogram,
     cache_config: Family<CacheLabels, Gauge>,
@@ -39,6 +51,10 @@ impl EngineMetrics {
             preemptions: Counter::default(),
             prefix_queries: Counter::default(),
             prefix_hits: Counter::default(),
+            drafts: Counter::default(),
+            draft_tokens: Counter::default(),
+            accepted_tokens: Counter::default(),
+            accepted_at: Family::default(),
             iteration_tokens: Histogram::new(buckets::ITERATION_TOKENS),
             step_seconds: Histogram::new(buckets::STEP_SECONDS),
             cache_config: Family::default(),
@@ -66,6 +82,22 @@ impl EngineMetrics {
             "Tokens of prompts that were found among cached prefixes",
             m.prefix_hits,
         );
+        registry.register(
+            "vllm:spec_decode_num_drafts",
+            "Times that a request's guessed tokens were checked",
+            m.drafts,
+        );
+        registry.register("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead", m.draft_tokens);
+        registry.register(
+            "vllm:spec_decode_num_accepted_tokens",
+            "Tokens guessed ahead that were right",
+            m.accepted_tokens,
+        );
+        registry.register(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Tokens guessed ahead that were right, by their place among those guessed at once",
+            m.accepted_at,
+        );
         registry.register("vllm:iteration_tokens_total", "Tokens in a step", m.iteration_tokens);
         registry.register("vllm:cache_config_info", "Size of the KV cache", m.cache_config);
         registry.register("fairlead_step_seconds", "Time of a step in the backend", m.step_seconds);
@@ -81,6 +113,13 @@ impl EngineMetrics {
     pub fn step(&self, report: StepReport) {
         self.preemptions.inc_by(report.counts.preemptions);
         self.prefix_cache(report.counts.prefix_queries, report.counts.prefix_hits);
+        self.drafts.inc_by(report.counts.drafts);
+        self.draft_tokens.inc_by(report.counts.draft_tokens);
+        self.accepted_tokens.inc_by(report.counts.accepted_tokens);
+        for (place, &accepted) in (0_u32..).zip(&report.counts.accepted_at) {
+            let labels = PlaceLabels { position: place.min(PLACES - 1) };
+            self.accepted_at.get_or_create(&labels).inc_by(accepted);
+        }
         self.iteration_tokens.observe(report.tokens as f64);
         self.step_seconds.observe(report.elapsed.as_secs_f64());
     }

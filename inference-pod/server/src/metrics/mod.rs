@@ -204,7 +204,15 @@ mod tests {
             sequences: 2,
             elapsed: Duration::from_millis(8),
             scheduling: Duration::from_micros(50),
-            counts: StepCounts { preemptions: 1, ..StepCounts::default() },
+            counts: StepCounts {
+                preemptions: 1,
+                drafts: 2,
+                draft_tokens: 8,
+                accepted_tokens: 3,
+                // Only one place is used: the text's order of several is not fixed.
+                accepted_at: vec![3],
+                ..StepCounts::default()
+            },
         });
         let text = metrics.encode().unwrap();
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/metrics.txt");
