@@ -17,6 +17,10 @@ pub enum Api {
     ChatCompletions,
     /// `/v1/completions`.
     Completions,
+    /// `/tokenize`.
+    Tokenize,
+    /// `/detokenize`.
+    Detokenize,
     /// `/v1/models` and below.
     Models,
     /// Any other path.
@@ -28,6 +32,8 @@ impl Api {
     pub fn path(self) -> &'static str {
         match self {
             Self::Completions => "/v1/completions",
+            Self::Tokenize => "/tokenize",
+            Self::Detokenize => "/detokenize",
             Self::Models => "/v1/models",
             Self::ChatCompletions | Self::Other => "/v1/chat/completions",
         }

@@ -80,6 +80,8 @@ impl Gateway {
         let api = match path {
             "/v1/chat/completions" => Api::ChatCompletions,
             "/v1/completions" => Api::Completions,
+            "/tokenize" => Api::Tokenize,
+            "/detokenize" => Api::Detokenize,
             MODELS => Api::Models,
             _ if path.strip_prefix(MODELS).is_some_and(|rest| rest.starts_with('/')) => Api::Models,
             _ => Api::Other,
@@ -87,7 +89,7 @@ impl Gateway {
         let exchange = Exchange::begin(request_id(&head.headers), api, Arc::clone(&self.metrics));
         let allowed = match api {
             Api::Models => Method::GET,
-            Api::ChatCompletions | Api::Completions => Method::POST,
+            Api::ChatCompletions | Api::Completions | Api::Tokenize | Api::Detokenize => Method::POST,
             Api::Other => {
                 return self.finish(refuse(&ApiError::path_not_found(path), Outcome::Refused, exchange));
             }

@@ -8,7 +8,9 @@ use std::fmt;
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use fairlead_openai::{ApiError, ChatCompletionRequest, CompletionRequest};
+use fairlead_openai::{
+    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest,
+};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -38,6 +40,8 @@ impl InferenceRequest {
                 let request = CompletionRequest::from_slice(&body)?;
                 (request.model, request.options.stream)
             }
+            Api::Tokenize => (TokenizeRequest::from_slice(&body)?.model, false),
+            Api::Detokenize => (DetokenizeRequest::from_slice(&body)?.model, false),
             _ => {
                 let request = ChatCompletionRequest::from_slice(&body)?;
                 (request.model, request.options.stream)

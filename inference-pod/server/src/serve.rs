@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::serve::ListenerExt;
 use fairlead_inference_config::InferenceConfig;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::http::admin::{TOKEN_VARIABLE, admin_router};
 use crate::http::router;
+use crate::listener::{self, Limits};
 use crate::load::{FatalError, bring_up, default_cache_dir};
 use crate::startup::Phase;
 use crate::state::App;
@@ -43,16 +42,17 @@ pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     let address = listener.local_addr().map_or_else(|_| listen.clone(), |address| address.to_string());
     tracing::info!(%address, models = ?config.served_model_names, "listening");
 
-    let (close, closed) = oneshot::channel::<()>();
-    let http = tokio::spawn(serve_http(listener, router(Arc::clone(&app)), closed));
-    let (close_admin, admin_closed) = oneshot::channel::<()>();
+    let close = CancellationToken::new();
+    let serve_http = |listener, routes| {
+        tokio::spawn(listener::serve(listener, routes, Limits::default(), close.clone()))
+    };
+    let http = serve_http(listener, router(Arc::clone(&app)));
     if let Some(listener) = admin {
         let token = std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty());
         if token.is_none() {
             tracing::warn!("{TOKEN_VARIABLE} is not set: whoever reaches the admin API may use it");
         }
-        let routes = admin_router(Arc::clone(&app), token.as_deref());
-        tokio::spawn(serve_http(listener, routes, admin_closed));
+        serve_http(listener, admin_router(Arc::clone(&app), token.as_deref()));
     }
     let started = tokio::select! {
         result = bring_up(&app, &config) => Some(result),
@@ -76,7 +76,7 @@ pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     let (delay, most) = (config.server.drain_delay_seconds, config.server.drain_seconds);
     announce(&app, Duration::from_secs(delay), &mut signals).await;
     drain(&app, Duration::from_secs(most), &mut signals).await;
-    drop((close, close_admin));
+    close.cancel();
     let closing = async {
         if let Some(model) = app.model() {
             model.engine.drain().await;
@@ -86,6 +86,7 @@ pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     if timeout(CLOSING, closing).await.is_err() {
         tracing::warn!("some connections did not close in time");
     }
+    app.traces.shutdown().await;
     tracing::info!("ended");
     Ok(())
 }
@@ -94,22 +95,6 @@ async fn bind(setting: &str, address: &str) -> Result<TcpListener, FatalError> {
     TcpListener::bind(address)
         .await
         .map_err(|error| FatalError::pod(format!("{setting}: cannot listen on {address}: {error}")))
-}
-
-async fn serve_http(listener: TcpListener, routes: Router, closed: oneshot::Receiver<()>) {
-    // A token is a small packet that must not wait for the next one.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    let shutdown = async move {
-        // Dropping the sender is the signal.
-        let _ = closed.await;
-    };
-    if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(shutdown).await {
-        tracing::error!(%error, "serving HTTP failed");
-    }
 }
 
 /// Not ready any more, but still answering: load balancers need a moment to learn of it. A second signal cuts it short.

@@ -18,6 +18,7 @@ use crate::drain::{Drain, InFlight};
 use crate::metrics::Metrics;
 use crate::startup::{Phase, Startup};
 use crate::tokenizer::TextCodec;
+use crate::traces::Traces;
 
 /// A loaded model and everything around it that handlers need.
 pub struct Model {
@@ -51,6 +52,8 @@ pub struct App {
     pub drain: Arc<Drain>,
     /// All metrics.
     pub metrics: Metrics,
+    /// One span for each request, where they are wanted.
+    pub traces: Traces,
     model: OnceLock<Arc<Model>>,
     large: Arc<Semaphore>,
 }
@@ -100,7 +103,7 @@ impl Model {
 }
 
 impl App {
-    /// A process that has just started. Adapters from a hub go into `cache_dir`.
+    /// A process that has just started. Adapters from a hub go into `cache_dir`. Must be called within the runtime.
     pub fn new(served_names: Vec<String>, revision: Option<&str>, cache_dir: PathBuf) -> Arc<Self> {
         let metrics = Metrics::new(served_names.first().map_or("", String::as_str));
         Arc::new(Self {
@@ -108,6 +111,7 @@ impl App {
             startup: Startup::new(metrics.clone()),
             drain: Drain::new(),
             metrics,
+            traces: Traces::from_env(),
             adapters: Adapters::new(served_names.clone(), cache_dir),
             served_names,
             revision: revision.and_then(|revision| HeaderValue::from_str(revision).ok()),

@@ -15,6 +15,7 @@ use crate::http::chat_answer::{Answer, Tools};
 use crate::http::errors::HttpError;
 use crate::http::{answer_id, public_model, read_body, timing};
 use crate::state::{App, Model, unix_seconds};
+use crate::traces::RequestFacts;
 
 /// Answers a chat.
 pub async fn chat_completions(
@@ -48,10 +49,13 @@ pub async fn chat_completions(
         None => None,
     };
     let ChatCompletionRequest { model: requested, options, logprobs, top_logprobs, .. } = &request;
-    let answer = Answer {
+    let public = public_model(&headers, requested);
+    let facts = RequestFacts { headers: &headers, arrived: timing.arrived, model: &public, options };
+    let mut answer = Answer {
+        span: app.traces.begin("chat", &facts),
         id: answer_id("chatcmpl"),
         created: unix_seconds(),
-        model: public_model(&headers, requested),
+        model: public,
         logprobs: *logprobs,
         codec: Arc::clone(&model.codec),
         prompt_token_ids: options.return_token_ids.then(|| prompt.clone()),
@@ -74,7 +78,8 @@ pub async fn chat_completions(
             constraint,
             timing,
         },
-    )?;
+    )
+    .inspect_err(|error| answer.span.failed(error))?;
     if options.stream {
         Ok(answer.stream(generation, options, guard).await?)
     } else {

@@ -18,6 +18,7 @@ use crate::generation::{Generation, Output, Piece, ScoredToken};
 use crate::http::{answer_id, sse_done, sse_error, sse_event, sse_response};
 use crate::tokenizer::TextCodec;
 use crate::tool_calls::{ToolEvent, ToolParser, ToolSyntax};
+use crate::traces::RequestSpan;
 
 /// How calls of tools are read.
 pub struct Tools {
@@ -31,6 +32,8 @@ pub struct Tools {
 
 /// What is the same in all parts of an answer.
 pub struct Answer {
+    /// Tells what the request came to.
+    pub span: RequestSpan,
     /// Name of the answer.
     pub id: String,
     /// Unix seconds.
@@ -53,19 +56,21 @@ impl Answer {
     /// # Errors
     /// What the engine could not do.
     pub async fn whole(
-        self,
+        mut self,
         mut generation: Generation,
         options: &GenerationOptions,
     ) -> Result<ChatCompletion, ApiError> {
         let mut parsers = self.parsers(&generation, options);
         let mut choices: Vec<Whole> = parsers.iter().map(|_| Whole::default()).collect();
         while let Some(output) = generation.next().await {
-            let Output::Piece(piece) = output? else { continue };
+            let Output::Piece(piece) = output.inspect_err(|error| self.span.failed(error))? else { continue };
             let index = piece.choice as usize;
             if let (Some(choice), Some(parser)) = (choices.get_mut(index), parsers.get_mut(index)) {
                 choice.add(parser.read(piece));
             }
         }
+        choices.iter().for_each(|choice| self.span.finished(choice.finish.unwrap_or(FinishReason::Stop)));
+        self.done(&generation);
         let choices = (0..).zip(choices).map(|(index, choice)| {
             let logprobs = self.logprobs(&choice.tokens);
             let token_ids = options.return_token_ids.then_some(choice.token_ids);
@@ -96,7 +101,7 @@ impl Answer {
     /// # Errors
     /// What the engine could not do before the first output.
     pub async fn stream(
-        self,
+        mut self,
         mut generation: Generation,
         options: &GenerationOptions,
         guard: InFlight,
@@ -105,7 +110,8 @@ impl Answer {
         // Whoever resumes an answer has its beginning.
         let is_resumed = !options.resume_token_ids.is_empty();
         let mut parsers = self.parsers(&generation, options);
-        let mut next = generation.next().await.transpose()?.map(Ok);
+        let first = generation.next().await.transpose();
+        let mut next = first.inspect_err(|error| self.span.failed(error))?.map(Ok);
         Ok(sse_response(stream! {
             let _guard = guard;
             let usage = |generation: &Generation| {
@@ -124,6 +130,7 @@ impl Answer {
                         let read = parsers.get_mut(index as usize).map(|parser| parser.read(piece));
                         if let Some(part) = read.filter(|part| !part.is_empty()) {
                             let Part { content, calls, tokens, token_ids, finish } = part;
+                            finish.into_iter().for_each(|reason| self.span.finished(reason));
                             let delta = ChatDelta { role: None, content, tool_calls: calls };
                             let mut chunk = self.chunk(index, delta, usage(&generation));
                             if let Some(choice) = chunk.choices.first_mut() {
@@ -135,15 +142,24 @@ impl Answer {
                         }
                     }
                     Ok(Output::Prompt(_)) => {}
-                    Err(error) => yield Ok(sse_error(&error)),
+                    Err(error) => {
+                        self.span.failed(&error);
+                        yield Ok(sse_error(&error));
+                    }
                 }
                 next = generation.next().await;
             }
+            self.done(&generation);
             if include_usage {
                 yield Ok(self.last(&generation));
             }
             yield Ok(sse_done());
         }))
+    }
+
+    fn done(&mut self, generation: &Generation) {
+        let (read, written) = (generation.prompt_tokens(), generation.generated());
+        self.span.done(&self.id, read, written, generation.time_to_first_token());
     }
 
     fn parsers(&self, generation: &Generation, options: &GenerationOptions) -> Vec<ChoiceParser> {

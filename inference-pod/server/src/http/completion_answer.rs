@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_stream::stream;
 use axum::response::Response;
@@ -17,6 +18,7 @@ use crate::drain::InFlight;
 use crate::generation::{Generation, Output, ScoredToken};
 use crate::http::{sse_done, sse_error, sse_event, sse_response};
 use crate::tokenizer::TextCodec;
+use crate::traces::RequestSpan;
 
 /// A prompt that its answers begin with.
 pub struct Echo {
@@ -110,7 +112,8 @@ impl PromptAnswers {
     }
 
     fn usage(&self) -> Counts {
-        Counts { read: self.generation.prompt_tokens(), written: self.generation.generated() }
+        let to_first_token = self.generation.time_to_first_token();
+        Counts { read: self.generation.prompt_tokens(), written: self.generation.generated(), to_first_token }
     }
 
     async fn whole(mut self) -> Result<(Vec<CompletionChoice>, Counts), ApiError> {
@@ -184,21 +187,18 @@ impl LogprobWriter {
     }
 }
 
-/// Tokens read and written.
+/// Tokens read and written, and how long the first took.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     read: u64,
     written: u64,
-}
-
-impl Counts {
-    fn usage(self) -> Usage {
-        Usage::new(self.read, self.written)
-    }
+    to_first_token: Option<Duration>,
 }
 
 /// What is the same in all parts of an answer.
 pub struct Answer {
+    /// Tells what the request came to.
+    pub span: RequestSpan,
     /// Name of the answer.
     pub id: String,
     /// Unix seconds.
@@ -212,16 +212,17 @@ impl Answer {
     ///
     /// # Errors
     /// What the engine could not do.
-    pub async fn whole(self, prompts: Vec<PromptAnswers>) -> Result<Completion, ApiError> {
-        let done = try_join_all(prompts.into_iter().map(PromptAnswers::whole)).await?;
-        let mut sum = Counts::default();
-        let mut choices = Vec::with_capacity(done.len());
-        for (answers, counts) in done {
-            sum.read += counts.read;
-            sum.written += counts.written;
-            choices.extend(answers);
-        }
-        Ok(self.completion(choices, Some(Some(sum.usage()))))
+    pub async fn whole(mut self, prompts: Vec<PromptAnswers>) -> Result<Completion, ApiError> {
+        let done = try_join_all(prompts.into_iter().map(PromptAnswers::whole)).await;
+        let (choices, counts): (Vec<_>, Vec<_>) =
+            done.inspect_err(|error| self.span.failed(error))?.into_iter().unzip();
+        let choices: Vec<CompletionChoice> = choices.into_iter().flatten().collect();
+        choices
+            .iter()
+            .filter_map(|choice| choice.finish_reason)
+            .for_each(|reason| self.span.finished(reason));
+        self.done(&counts);
+        Ok(self.completion(choices, Some(Some(sum(&counts)))))
     }
 
     /// Piece by piece. Begins with the first output: until then an error still has its status, and a gateway can still ask
@@ -230,7 +231,7 @@ impl Answer {
     /// # Errors
     /// What the engine could not do before the first output.
     pub async fn stream(
-        self,
+        mut self,
         prompts: Vec<PromptAnswers>,
         options: &GenerationOptions,
         guard: InFlight,
@@ -242,7 +243,8 @@ impl Answer {
         }
         let streams = prompts.into_iter().enumerate().map(|(number, prompt)| Box::pin(parts(number, prompt)));
         let mut parts = select_all(streams);
-        let mut next = parts.next().await.transpose()?.map(Ok);
+        let first = parts.next().await.transpose();
+        let mut next = first.inspect_err(|error| self.span.failed(error))?.map(Ok);
         Ok(sse_response(stream! {
             let _guard = guard;
             while let Some(part) = next {
@@ -253,18 +255,28 @@ impl Answer {
                         }
                         let usage = include_usage.then(|| continuous_usage.then(|| sum(&counts)));
                         if let Some(choice) = choice {
+                            choice.finish_reason.into_iter().for_each(|reason| self.span.finished(reason));
                             yield Ok(sse_event(&self.completion(vec![choice], usage)));
                         }
                     }
-                    Err(error) => yield Ok(sse_error(&error)),
+                    Err(error) => {
+                        self.span.failed(&error);
+                        yield Ok(sse_error(&error));
+                    }
                 }
                 next = parts.next().await;
             }
+            self.done(&counts);
             if include_usage {
                 yield Ok(sse_event(&self.completion(Vec::new(), Some(Some(sum(&counts))))));
             }
             yield Ok(sse_done());
         }))
+    }
+
+    fn done(&mut self, counts: &[Counts]) {
+        let (usage, first) = (sum(counts), counts.iter().filter_map(|one| one.to_first_token).min());
+        self.span.done(&self.id, usage.prompt_tokens, usage.completion_tokens, first);
     }
 
     fn completion(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion {

@@ -17,6 +17,7 @@ use crate::http::completion_answer::{Answer, Echo, PromptAnswers};
 use crate::http::errors::HttpError;
 use crate::http::{answer_id, public_model, read_body, timing};
 use crate::state::{App, Model, unix_seconds};
+use crate::traces::RequestFacts;
 
 /// Tokens generated where the request leaves it open, as for OpenAI.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -48,16 +49,21 @@ pub async fn completions(
         Some(form) => Some(Wanted::form(form).compile(&model).await?),
         None => None,
     };
+    let public = public_model(&headers, &request.model);
+    let facts = RequestFacts {
+        headers: &headers,
+        arrived: timing.arrived,
+        model: &public,
+        options: &request.options,
+    };
+    let mut span = app.traces.begin("text_completion", &facts);
     let start = |(index, prompt)| {
         let constraint = constraint.as_ref().map(|constraint| constraint.fork());
         start(&model, &app, &request, index, prompt, constraint, timing)
     };
-    let prompts = (0..).zip(prompts).map(start).collect::<Result<Vec<_>, _>>()?;
-    let answer = Answer {
-        id: answer_id("cmpl"),
-        created: unix_seconds(),
-        model: public_model(&headers, &request.model),
-    };
+    let prompts = (0..).zip(prompts).map(start).collect::<Result<Vec<_>, ApiError>>();
+    let prompts = prompts.inspect_err(|error| span.failed(error))?;
+    let answer = Answer { span, id: answer_id("cmpl"), created: unix_seconds(), model: public };
     if request.options.stream {
         Ok(answer.stream(prompts, &request.options, guard).await?)
     } else {

@@ -93,8 +93,16 @@ pub fn command(model: &Path, arguments: &[&str]) -> Command {
 impl Pod {
     /// Starts one and waits until it is ready.
     pub async fn start(arguments: &[&str]) -> Self {
-        let model = make_model();
-        let mut child = command(model.path(), arguments).spawn().unwrap();
+        Self::start_with(make_model(), arguments, &[]).await
+    }
+
+    /// The same with a model of the test's own, and variables in its environment.
+    pub async fn start_with(
+        model: tempfile::TempDir,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut child = command(model.path(), arguments).envs(environment.iter().copied()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut admin = None;
         let url = loop {
