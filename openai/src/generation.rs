@@ -161,6 +161,12 @@ impl GenerationOptions {
                 return Err(ApiError::invalid("resume_token_ids", message));
             }
         }
+        if self.ignore_eos && self.form.is_some() {
+            return Err(ApiError::invalid(
+                "ignore_eos",
+                "ignore_eos lets an answer go on, but one of a given form ends where the form ends; leave it out",
+            ));
+        }
         if !self.resume_token_ids.is_empty() && self.n > 1 {
             return Err(ApiError::invalid(
                 "resume_token_ids",

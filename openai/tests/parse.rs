@@ -133,6 +133,11 @@ fn names_the_wrong_field_and_the_remedy() {
             "structured_outputs",
             "send one of them",
         ),
+        (
+            json!({"structured_outputs": {"regex": "a"}, "ignore_eos": true}),
+            "ignore_eos",
+            "where the form ends",
+        ),
         (json!({"min_p": 1.5}), "min_p", "from 0 to 1"),
         (json!({"repetition_penalty": 0}), "repetition_penalty", "above 0"),
         (json!({"repetition_penalty": 1e-300}), "repetition_penalty", "above 0"),

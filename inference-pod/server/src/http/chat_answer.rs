@@ -15,7 +15,7 @@ use fairlead_openai::{
 
 use crate::drain::InFlight;
 use crate::generation::{Generation, Output, Piece, ScoredToken};
-use crate::http::{answer_id, sse_done, sse_error, sse_event, sse_response};
+use crate::http::{sse_done, sse_error, sse_event, sse_response};
 use crate::tokenizer::TextCodec;
 use crate::tool_calls::{ToolEvent, ToolParser, ToolSyntax};
 use crate::traces::RequestSpan;
@@ -261,7 +261,7 @@ impl ChoiceParser {
                 ToolEvent::Text(text) => content.push_str(&text),
                 ToolEvent::Begin { index, name } => calls.push(ToolCallDelta {
                     index,
-                    id: Some(answer_id("call")),
+                    id: Some(call_id()),
                     kind: Some("function".to_owned()),
                     function: FunctionCallDelta { name: Some(name), arguments: Some(String::new()) },
                 }),
@@ -279,6 +279,11 @@ impl ChoiceParser {
         }
         Part { content: (!content.is_empty()).then_some(content), calls, tokens, token_ids, finish }
     }
+}
+
+/// A name for a call.
+fn call_id() -> String {
+    format!("call_{}", uuid::Uuid::new_v4().simple())
 }
 
 /// An answer that is gathered.

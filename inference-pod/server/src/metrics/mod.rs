@@ -220,9 +220,24 @@ mod tests {
             std::fs::write(path, &text).unwrap();
         }
         let golden = std::fs::read_to_string(path).unwrap();
-        for (line, (found, wanted)) in text.lines().zip(golden.lines()).enumerate() {
-            assert_eq!(found, wanted, "line {} of {path}", line + 1);
+        for (found, wanted) in in_order(&text).into_iter().zip(in_order(&golden)) {
+            assert_eq!(found, wanted, "of {path}");
         }
-        assert_eq!(text, golden);
+        assert_eq!(in_order(&text), in_order(&golden));
+    }
+
+    /// The lines, those of one metric sorted: the order of its label sets is left to chance.
+    fn in_order(text: &str) -> Vec<&str> {
+        let lines: Vec<&str> = text.lines().collect();
+        let of_one = lines.chunk_by(|a, b| a.starts_with('#') == b.starts_with('#'));
+        of_one
+            .flat_map(|lines| if lines[0].starts_with('#') { lines.to_vec() } else { sorted(lines) })
+            .collect()
+    }
+
+    fn sorted<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+        let mut lines = lines.to_vec();
+        lines.sort_unstable();
+        lines
     }
 }

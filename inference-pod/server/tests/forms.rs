@@ -1,0 +1,179 @@
+//! Several answers, answers of a given form and calls of tools, by a real model on a real pod.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[allow(dead_code, reason = "each test program uses its own part of it")]
+mod pod;
+
+use pod::{Pod, make_model};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+fn chat(extra: Value) -> Value {
+    let mut body =
+        json!({"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 120});
+    body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    body
+}
+
+/// A model whose chat template writes calls of tools as Qwen's does.
+async fn pod_with_tools() -> Pod {
+    let model = make_model();
+    let template = "{{ bos_token }}{% for tool in tools or [] %}{{ tool.function.name }}\n{% endfor %}\
+        {% for message in messages %}{{ message.role }}: {{ message.content }}{% for call in message.tool_calls or [] %}\
+        <tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}\n{% endfor %}";
+    std::fs::write(model.path().join("chat_template.jinja"), template).unwrap();
+    Pod::start_with(model, &[], &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_answers_are_those_of_seeds_in_a_row() {
+    let pod = Pod::start(&[]).await;
+    let sampled = |extra: Value| {
+        let mut body = chat(json!({"temperature": 1.3, "max_tokens": 12, "ignore_eos": true}));
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        body
+    };
+    let (status, several) = pod.ask(CHAT, sampled(json!({"seed": 7, "n": 3}))).await;
+    assert_eq!(status, 200, "{several}");
+    let choices = several["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!(choice["index"], index);
+        let (_, alone) = pod.ask(CHAT, sampled(json!({"seed": 7 + index}))).await;
+        assert_eq!(choice["message"], alone["choices"][0]["message"]);
+    }
+    // The prompt is read once.
+    assert_eq!(several["usage"], json!({"prompt_tokens": 13, "completion_tokens": 36, "total_tokens": 49}));
+
+    // In a stream the answers take turns.
+    let options = json!({"include_usage": true});
+    let body = sampled(json!({"seed": 7, "n": 3, "stream": true, "stream_options": options}));
+    let chunks = pod.stream(CHAT, body).await;
+    let mut texts = vec![String::new(); 3];
+    for choice in chunks.iter().filter_map(|chunk| chunk["choices"].get(0)) {
+        let index = usize::try_from(choice["index"].as_u64().unwrap()).unwrap();
+        texts[index].push_str(choice["delta"]["content"].as_str().unwrap_or_default());
+    }
+    for (text, choice) in texts.iter().zip(choices) {
+        assert_eq!(*text, choice["message"]["content"]);
+    }
+    assert_eq!(chunks.last().unwrap()["usage"], several["usage"]);
+
+    // Several prompts, several answers each, with echo and log-probabilities.
+    let body = json!({"model": "tiny", "prompt": ["ab", "cd"], "n": 2, "max_tokens": 3, "temperature": 1, "seed": 1,
+        "echo": true, "logprobs": 1, "ignore_eos": true});
+    let (status, many) = pod.ask(TEXT, body).await;
+    assert_eq!(status, 200, "{many}");
+    for (index, choice) in many["choices"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(choice["index"], index);
+        assert!(choice["text"].as_str().unwrap().starts_with(["ab", "cd"][index / 2]), "{choice}");
+        assert_eq!(choice["logprobs"]["tokens"].as_array().unwrap().len(), 3 + 3);
+    }
+    assert_eq!(many["usage"], json!({"prompt_tokens": 6, "completion_tokens": 12, "total_tokens": 18}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_have_the_form_that_was_asked_for() {
+    let pod = Pod::start(&[]).await;
+    let content = async |extra: Value| {
+        let (status, answer) = pod.ask(CHAT, chat(extra)).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let schema = json!({"type": "object", "additionalProperties": false, "required": ["city", "days"],
+        "properties": {"city": {"enum": ["Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7}}});
+    for seed in 0..4 {
+        let format = json!({"type": "json_schema", "json_schema": {"name": "trip", "schema": schema}});
+        let text = content(json!({"seed": seed, "response_format": format})).await;
+        let trip: Value = serde_json::from_str(&text).unwrap();
+        assert!(["Rome", "Oslo"].contains(&trip["city"].as_str().unwrap()), "{text}");
+        assert!((1..=7).contains(&trip["days"].as_u64().unwrap()), "{text}");
+        let text = content(json!({"seed": seed, "structured_outputs": {"choice": ["left", "right"]}})).await;
+        assert!(["left", "right"].contains(&text.as_str()), "{text}");
+        let text = content(json!({"seed": seed, "structured_outputs": {"regex": "[a-c]{3}-[0-9]{2}"}})).await;
+        assert!(text.len() == 6 && text.as_bytes()[3] == b'-', "{text}");
+        let text =
+            content(json!({"seed": seed, "structured_outputs": {"grammar": "start: \"x\" \"y\""}})).await;
+        assert_eq!(text, "xy");
+    }
+    for (extra, param) in [
+        (json!({"structured_outputs": {"regex": "("}}), "structured_outputs.regex"),
+        (json!({"structured_outputs": {"grammar": "no"}}), "structured_outputs.grammar"),
+        (
+            json!({"response_format": {"type": "json_schema",
+                "json_schema": {"name": "n", "schema": {"type": "nothing"}}}}),
+            "response_format.json_schema.schema",
+        ),
+    ] {
+        let (status, answer) = pod.ask(CHAT, chat(extra)).await;
+        assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
+    }
+    // An answer of a given form is resumed within it.
+    let asked = chat(json!({"temperature": 0, "return_token_ids": true,
+        "structured_outputs": {"regex": "[a-c]{3}-[0-9]{2}"}}));
+    let (_, whole) = pod.ask(CHAT, asked.clone()).await;
+    let mut resumed = asked;
+    resumed["resume_token_ids"] = json!(whole["choices"][0]["token_ids"].as_array().unwrap()[..4]);
+    let (_, rest) = pod.ask(CHAT, resumed.clone()).await;
+    let (wanted, rest) = (&whole["choices"][0]["message"], &rest["choices"][0]["message"]);
+    assert_eq!(rest["content"], wanted["content"].as_str().unwrap()[4..]);
+    resumed["resume_token_ids"] = json!([60, 60]);
+    assert_eq!(pod.ask(CHAT, resumed).await.0, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_are_called_as_demanded() {
+    let pod = pod_with_tools().await;
+    let tool = |name: &str, key: &str| {
+        let parameters = json!({"type": "object", "additionalProperties": false, "required": [key],
+            "properties": {key: {"enum": [1, "two"]}}});
+        json!({"type": "function", "function": {"name": name, "parameters": parameters}})
+    };
+    let tools = json!([tool("first", "a"), tool("second", "b")]);
+    let named = json!({"type": "function", "function": {"name": "second"}});
+    for (seed, choice) in (0..6).flat_map(|seed| [(seed, json!("required")), (seed, named.clone())]) {
+        let asked =
+            chat(json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false, "seed": seed}));
+        let (status, answer) = pod.ask(CHAT, asked.clone()).await;
+        assert_eq!(status, 200, "{answer}");
+        let message = &answer["choices"][0]["message"];
+        assert_eq!(
+            (&answer["choices"][0]["finish_reason"], &message["content"]),
+            (&json!("tool_calls"), &Value::Null)
+        );
+        let calls = message["tool_calls"].as_array().unwrap();
+        assert_eq!(calls.len(), 1);
+        assert!(calls[0]["id"].as_str().unwrap().starts_with("call_"), "{calls:?}");
+        let function = &calls[0]["function"];
+        let arguments: Value = serde_json::from_str(function["arguments"].as_str().unwrap()).unwrap();
+        let key = if function["name"] == "first" { "a" } else { "b" };
+        assert!([json!(1), json!("two")].contains(&arguments[key]), "{function}");
+        assert!(choice == "required" || function["name"] == "second");
+
+        // The same in a stream.
+        let mut streaming = asked;
+        streaming["stream"] = json!(true);
+        let chunks = pod.stream(CHAT, streaming).await;
+        let (mut name, mut written) = (String::new(), String::new());
+        for delta in
+            chunks.iter().flat_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array()).flatten()
+        {
+            assert_eq!(delta["index"], 0);
+            name.push_str(delta["function"]["name"].as_str().unwrap_or_default());
+            written.push_str(delta["function"]["arguments"].as_str().unwrap_or_default());
+        }
+        assert_eq!((json!(name), json!(written)), (function["name"].clone(), function["arguments"].clone()));
+        assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+
+        // And on with the result.
+        let messages = json!([{"role": "user", "content": "hello"}, message, {"role": "tool", "content": "3",
+            "tool_call_id": calls[0]["id"]}]);
+        let (status, answer) =
+            pod.ask(CHAT, chat(json!({"messages": messages, "tools": tools, "max_tokens": 3}))).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+}
