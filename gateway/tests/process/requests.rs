@@ -44,6 +44,24 @@ async fn pods_get_the_request_as_it_was_but_for_what_is_the_gateways() {
 }
 
 #[tokio::test]
+async fn tokens_are_asked_for_by_model_too() {
+    let mut worker = Worker::start().await;
+    let gateway = Gateway::start(&route("chat", &[("v1", 1, &[&worker.url()])]), &[]).await;
+    for (path, sent) in [
+        ("/tokenize", r#"{"model":"chat","prompt":"a"}"#),
+        ("/detokenize", r#"{"model":"chat","tokens":[1,2]}"#),
+    ] {
+        let (response, seen) = tokio::join!(within("an answer", gateway.post(path, sent).send()), async {
+            let call = worker.call().await;
+            let seen = call.head.uri.path().to_owned();
+            call.json(200, json!({"ok": true}));
+            seen
+        });
+        assert_eq!((response.expect("an answer").status().as_u16(), seen.as_str()), (200, path));
+    }
+}
+
+#[tokio::test]
 async fn requests_split_by_weight() {
     const REQUESTS: u32 = 600;
     let (a, b) = (Worker::start().await.answer_all("a"), Worker::start().await.answer_all("b"));

@@ -114,7 +114,6 @@ impl Generation {
                 adapter: request.adapter,
                 cache_salt: options.cache_salt.clone(),
                 deadline: timing.deadline,
-                ..GenerationRequest::default()
             })
             .map_err(|error| match error {
                 SubmitError::Full { waiting } => ApiError::overloaded(

@@ -43,9 +43,8 @@ pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     tracing::info!(%address, models = ?config.served_model_names, "listening");
 
     let close = CancellationToken::new();
-    let serve_http = |listener, routes| {
-        tokio::spawn(listener::serve(listener, routes, Limits::default(), close.clone()))
-    };
+    let serve_http =
+        |listener, routes| tokio::spawn(listener::serve(listener, routes, Limits::default(), close.clone()));
     let http = serve_http(listener, router(Arc::clone(&app)));
     if let Some(listener) = admin {
         let token = std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty());
