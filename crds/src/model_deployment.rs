@@ -87,6 +87,13 @@ pub struct ModelDeploymentSpec {
     pub task: Task,
     /// Where the model's files come from.
     pub model: ModelSource,
+    /// LoRA adapters to serve beside it. A ModelRoute gives each a public name: `backends[].adapter`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["name"],
+    ))]
+    pub adapters: Vec<AdapterSpec>,
     /// How the engine runs it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub engine: EngineSpec,
@@ -154,6 +161,24 @@ pub struct ModelSource {
         "spec.model.digest must be sha256: and 64 lower-case hexadecimal digits",
     )]))]
     pub digest: Option<String>,
+}
+
+/// A LoRA adapter in PEFT's layout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AdapterSpec {
+    /// The model name that pods serve it under; not the ModelDeployment's own.
+    #[schemars(length(max = 63), extend("x-kubernetes-validations" = [rule(
+        "self.matches('^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$')",
+        "spec.adapters[].name must begin and end with a letter or digit and hold only letters, digits and . _ -",
+    )]))]
+    pub name: String,
+    /// `hf://org/name@revision`, or `pvc://claim/path` in the claim that `spec.model.uri` names.
+    #[schemars(length(max = 1024), extend("x-kubernetes-validations" = [rule(
+        "self.matches('^hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?$') || self.matches('^pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?/.+$')",
+        "spec.adapters[].uri must read hf://org/name@revision or pvc://claim/path",
+    )]))]
+    pub uri: String,
 }
 
 /// How the engine runs a model.

@@ -96,6 +96,10 @@ pub struct Backend {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub model_deployment: Option<String>,
+    /// One of the ModelDeployment's `spec.adapters`: requests are answered with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub adapter: Option<String>,
     /// Base URLs of inference servers, in place of a ModelDeployment, for a gateway that runs without Kubernetes
     /// (`fairlead-gateway serve --manifests`). A gateway in a cluster refuses them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -189,6 +189,14 @@ impl Builder<'_> {
                         "modelDeployment: there is no ModelDeployment {namespace}/{deployment}; create it or correct the name"
                     ));
                 };
+                if let Some(adapter) = &backend.adapter
+                    && !object.spec.adapters.iter().any(|known| known.name == *adapter)
+                {
+                    return Err(format!(
+                        "adapter: ModelDeployment {namespace}/{deployment} has no adapter {adapter}; add it to its \
+                         spec.adapters or correct the name"
+                    ));
+                }
                 let bases: Vec<String> = self
                     .addresses
                     .get(&key)
@@ -196,7 +204,8 @@ impl Builder<'_> {
                     .unwrap_or_default();
                 let endpoints = self.endpoints(&bases)?;
                 let revision = settled_revision(object);
-                Ok(RouteBackend { name, weight, served_model: Some(deployment.clone()), revision, endpoints })
+                let served_model = Some(backend.adapter.as_ref().unwrap_or(deployment).clone());
+                Ok(RouteBackend { name, weight, served_model, revision, endpoints })
             }
             (Origin::Manifests, _, []) => {
                 Err("endpoints: missing; without Kubernetes a backend lists addresses, such as [\"http://127.0.0.1:8001\"]"
@@ -204,7 +213,8 @@ impl Builder<'_> {
             }
             (Origin::Manifests, served, bases) => {
                 let endpoints = self.endpoints(bases)?;
-                Ok(RouteBackend { name, weight, served_model: served.clone(), revision: None, endpoints })
+                let served_model = backend.adapter.as_ref().or(served.as_ref()).cloned();
+                Ok(RouteBackend { name, weight, served_model, revision: None, endpoints })
             }
         }
     }

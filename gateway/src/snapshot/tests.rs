@@ -62,6 +62,30 @@ fn a_route_reaches_the_ready_pods_of_its_deployment_in_its_own_namespace() {
 }
 
 #[test]
+fn an_adapter_is_asked_for_by_its_name_at_the_pods_of_its_deployment() {
+    let backend = |adapter: &str| json!({"name": "v1", "modelDeployment": "llama", "adapter": adapter});
+    let with = json!({"model": {"uri": "hf://a/b"}, "adapters": [{"name": "fr", "uri": "hf://a/fr"}]});
+    let mut object = (*deployment("a", "llama", json!({}))).clone();
+    object.spec = serde_json::from_value(with).expect("a spec");
+    let snapshot = build(&cluster(
+        vec![
+            route("a", "french", T1, json!({"backends": [backend("fr")]})),
+            route("a", "german", T1, json!({"backends": [backend("de")]})),
+        ],
+        vec![Arc::new(object)],
+        vec![slice("a", "llama", &["10.0.0.1"])],
+    ));
+    let french = &snapshot.route("french").expect("a route").backends[0];
+    assert_eq!((french.served_model.as_deref(), french.endpoints.len()), (Some("fr"), 1));
+    assert_eq!(snapshot.route("german").expect("a route").backends[0].endpoints.len(), 0);
+    let [problem] = snapshot.problems() else { panic!("one problem") };
+    assert!(
+        problem.contains("a/german: spec.backends[0].adapter") && problem.contains("no adapter de"),
+        "{problem}"
+    );
+}
+
+#[test]
 fn of_two_routes_with_one_model_name_the_older_wins_in_any_order_of_arrival() {
     let spec =
         |backend: &str| json!({"model": "chat", "backends": [{"name": backend, "modelDeployment": "llama"}]});

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use fairlead_crds::condition::stalled;
 use fairlead_crds::model_deployment::{
-    Dtype, EngineSpec, KvCacheSpec, ModelDeployment, ModelDeploymentSpec, ModelSource, PlacementSpec,
-    PodTemplateSpec, ResourcesSpec, Task, UpdateSpec,
+    AdapterSpec, Dtype, EngineSpec, KvCacheSpec, ModelDeployment, ModelDeploymentSpec, ModelSource,
+    PlacementSpec, PodTemplateSpec, ResourcesSpec, Task, UpdateSpec,
 };
 use fairlead_fetch::SourceUri;
 use fairlead_model::{DeviceKind, RunDtype};
@@ -41,6 +41,8 @@ pub struct ValidatedModelDeployment {
     pub secret: Option<String>,
     /// `sha256:…` that pods insist on.
     pub digest: Option<String>,
+    /// LoRA adapters, by the names they are served under.
+    pub adapters: BTreeMap<String, SourceUri>,
     /// How the engine runs.
     pub engine: Engine,
     /// What a replica gets.
@@ -123,6 +125,7 @@ pub fn validate(object: &ModelDeployment, settings: &Settings) -> Result<Validat
     let ModelDeploymentSpec {
         task,
         model,
+        adapters,
         engine,
         kv_cache,
         resources,
@@ -145,6 +148,7 @@ pub fn validate(object: &ModelDeployment, settings: &Settings) -> Result<Validat
         )));
     }
     let resources = validate_resources(resources)?;
+    let adapters = validate_adapters(adapters, &object.name_any(), &source)?;
     Ok(ValidatedModelDeployment {
         name: object.name_any(),
         namespace: object.namespace().unwrap_or_default(),
@@ -154,6 +158,7 @@ pub fn validate(object: &ModelDeployment, settings: &Settings) -> Result<Validat
         source,
         secret,
         digest: digest.clone(),
+        adapters,
         resources,
         placement: placement.clone(),
         replicas: *replicas,
@@ -184,6 +189,38 @@ fn source(uri: &str) -> Result<SourceUri, Error> {
         // The message begins with the field as the pod knows it.
         Err(error) => Err(invalid(format!("spec.{error}"))),
     }
+}
+
+fn validate_adapters(
+    adapters: &[AdapterSpec],
+    own_name: &str,
+    model: &SourceUri,
+) -> Result<BTreeMap<String, SourceUri>, Error> {
+    let mut sources = BTreeMap::new();
+    for AdapterSpec { name, uri } in adapters {
+        let field = format!("spec.adapters[{name}]");
+        if name == own_name {
+            return Err(invalid(format!(
+                "{field}.name is the ModelDeployment's own name; choose another one"
+            )));
+        }
+        let source = SourceUri::parse(uri).map_err(|error| invalid(format!("{field}.uri: {error}")))?;
+        match (&source, model) {
+            (SourceUri::Hub { .. }, _) => {}
+            (SourceUri::Claim { claim, .. }, SourceUri::Claim { claim: mounted, .. }) if claim == mounted => {
+            }
+            _ => {
+                return Err(invalid(format!(
+                    "{field}.uri is {uri}; an adapter comes from a hub (hf://org/name@revision), or from the claim that \
+                     spec.model.uri names"
+                )));
+            }
+        }
+        if sources.insert(name.clone(), source).is_some() {
+            return Err(invalid(format!("spec.adapters: two are named {name}; give each its own name")));
+        }
+    }
+    Ok(sources)
 }
 
 fn is_digest(text: &str) -> bool {

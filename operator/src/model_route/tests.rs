@@ -105,6 +105,16 @@ async fn a_missing_backend_is_told_and_heals() {
 }
 
 #[tokio::test]
+async fn an_adapter_that_the_deployment_has_not_is_told() {
+    let mut cluster = Cluster::new();
+    deployment(&cluster, "one", true);
+    add(&cluster, &route("chat", "{backends: [{name: a, modelDeployment: one, adapter: fr}]}", 1));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(ready(&status).1, "BackendNotFound");
+    assert!(ready(&status).2.contains("spec.backends[a].adapter"), "{status}");
+}
+
+#[tokio::test]
 async fn of_two_routes_with_one_name_the_older_has_it_until_it_goes() {
     let mut cluster = Cluster::new();
     deployment(&cluster, "one", true);

@@ -49,7 +49,7 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
     // A backend without a weight takes nothing now, but naming one that is not there is a mistake all the same.
     for backend in backends {
         let name = backend.model_deployment.as_deref().unwrap_or_default();
-        if !found.deployments.contains_key(name) {
+        let Some(deployment) = found.deployments.get(name) else {
             return Err(Error::invalid(
                 stalled::BACKEND_NOT_FOUND,
                 format!(
@@ -57,6 +57,18 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
                      the name",
                     backend.name,
                     object.namespace().unwrap_or_default()
+                ),
+            ));
+        };
+        if let Some(adapter) = &backend.adapter
+            && !deployment.spec.adapters.iter().any(|known| known.name == *adapter)
+        {
+            return Err(Error::invalid(
+                stalled::BACKEND_NOT_FOUND,
+                format!(
+                    "spec.backends[{}].adapter: ModelDeployment {name} has no adapter {adapter}; add it to its spec.adapters, or \
+                     correct the name",
+                    backend.name
                 ),
             ));
         }
@@ -80,7 +92,7 @@ fn check_backends(backends: &[Backend]) -> Result<(), Error> {
         return Err(invalid("spec.backends is empty; name at least one"));
     }
     let mut names = BTreeSet::new();
-    for Backend { name, model_deployment, endpoints, weight: _ } in backends {
+    for Backend { name, model_deployment, adapter: _, endpoints, weight: _ } in backends {
         if !names.insert(name) {
             return Err(invalid(format!("spec.backends: two are named {name}; give each its own name")));
         }

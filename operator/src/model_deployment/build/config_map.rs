@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use fairlead_crds::model_deployment::ModelPlan;
 use fairlead_fetch::SourceUri;
 use fairlead_inference_config::{
-    Device, Dtype, EngineConfig, InferenceConfig, KvCacheConfig, ModelConfig, ServerConfig, Task,
+    AdapterConfig, Device, Dtype, EngineConfig, InferenceConfig, KvCacheConfig, ModelConfig, ServerConfig,
+    Task,
 };
 use fairlead_model::{DeviceKind, RunDtype};
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
@@ -40,7 +41,15 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
             let revision = plan.resolved_revision.as_deref().unwrap_or(revision);
             (format!("hf://{repository}@{revision}"), Some(PathBuf::from(pod::MODELS_DIR)))
         }
-        source => (pod::model_uri(source), None),
+        // What adapters from a hub are fetched into.
+        source => (pod::model_uri(source), pod::fetches(validated).then(|| PathBuf::from(pod::SCRATCH_DIR))),
+    };
+    let adapter = |(name, source): (&String, &SourceUri)| AdapterConfig {
+        name: name.clone(),
+        uri: match source {
+            SourceUri::Hub { .. } => source.to_string(),
+            source => pod::model_uri(source),
+        },
     };
     // What a GPU has free is best measured on it, and a node that joins must not roll the pods. But where the spec says how
     // much there is, and on a CPU, where it always does, the plan is kept to.
@@ -65,12 +74,13 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
             block_tokens: Some(*block_tokens),
             kv_cache_bytes: sized.then_some(plan.kv_cache_bytes),
             gpu_memory_utilization: (!sized).then_some(*utilization),
-            max_adapters: None,
+            // None is loaded later: the pod has no admin port.
+            max_adapters: u32::try_from(validated.adapters.len()).ok().filter(|count| *count > 0),
             threads: None,
         },
         task: Task::default(),
         kv_cache: KvCacheConfig::default(),
-        adapters: Vec::new(),
+        adapters: validated.adapters.iter().map(adapter).collect(),
         speculation: None,
         server: ServerConfig {
             drain_delay_seconds: drain_delay_seconds(validated.pod.grace_seconds),

@@ -27,6 +27,8 @@ use crate::model_deployment::validate::{Pod, Resources, ValidatedModelDeployment
 pub const CONTAINER: &str = "engine";
 /// Where models lie in the pod.
 pub const MODELS_DIR: &str = "/models";
+/// A volume that lives as long as the pod.
+pub const SCRATCH_DIR: &str = "/tmp";
 /// Name of the volume with the engine's settings.
 pub const CONFIG_VOLUME: &str = "config";
 /// Where the engine's settings lie in the pod.
@@ -158,10 +160,16 @@ fn engine(validated: &ValidatedModelDeployment, image: &str, settings: &Settings
         volume_mounts: Some(vec![
             mount(CONFIG_VOLUME, CONFIG_DIR, true),
             mount("models", MODELS_DIR, !matches!(validated.source, SourceUri::Hub { .. })),
-            mount("tmp", "/tmp", false),
+            mount("tmp", SCRATCH_DIR, false),
         ]),
         ..Container::default()
     }
+}
+
+/// Whether the pod brings files from a hub: the model, or an adapter.
+pub fn fetches(validated: &ValidatedModelDeployment) -> bool {
+    let mut sources = std::iter::once(&validated.source).chain(validated.adapters.values());
+    sources.any(|source| matches!(source, SourceUri::Hub { .. }))
 }
 
 fn environment(validated: &ValidatedModelDeployment, settings: &Settings) -> Option<Vec<EnvVar>> {
@@ -177,13 +185,16 @@ fn environment(validated: &ValidatedModelDeployment, settings: &Settings) -> Opt
             ..EnvVarSource::default()
         }),
     }];
-    if matches!(validated.source, SourceUri::Hub { .. }) {
+    if fetches(validated) {
         env.push(EnvVar {
             name: "HF_ENDPOINT".to_owned(),
             value: Some(settings.hf_endpoint.clone()),
             value_from: None,
         });
-        env.extend(validated.secret.as_ref().map(|secret| EnvVar {
+        // Of an image it is a pull secret, which has no token in it.
+        let secret =
+            validated.secret.as_ref().filter(|_| !matches!(validated.source, SourceUri::Image { .. }));
+        env.extend(secret.map(|secret| EnvVar {
             name: "HF_TOKEN".to_owned(),
             value: None,
             value_from: Some(EnvVarSource {

@@ -68,3 +68,25 @@ fn the_revision_changes_with_what_pods_serve_and_with_nothing_else() {
     assert_ne!(revision(&HUB.replace("maxModelLen: 4096", "maxModelLen: 2048")), original);
     assert_ne!(revision(&HUB.replace("memory: 8Gi", "memory: 9Gi")), original);
 }
+
+#[test]
+fn adapters_reach_the_pod_from_the_models_claim_and_from_a_hub() {
+    let yaml = "{apiVersion: fairlead.dev/v1alpha1, kind: ModelDeployment, metadata: {name: a}, spec: {model: {uri: \
+                'pvc://disk/llama'}, adapters: [{name: fr, uri: 'pvc://disk/lora/fr'}, {name: de, uri: 'hf://o/de@v1'}]}}";
+    let children = children(yaml);
+    let settings: serde_json::Value =
+        serde_json::from_str(children["configMap"]["data"]["config.json"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        settings["adapters"],
+        json!([{"name": "de", "uri": "hf://o/de@v1"}, {"name": "fr", "uri": "file:///models/lora/fr"}])
+    );
+    assert_eq!(
+        (&settings["engine"]["maxAdapters"], &settings["model"]["cacheDir"]),
+        (&json!(2), &json!("/tmp"))
+    );
+    let container = &children["deployment"]["spec"]["template"]["spec"]["containers"][0];
+    assert!(container["env"].as_array().unwrap().iter().any(|variable| variable["name"] == "HF_ENDPOINT"));
+    // The admin port is nobody's.
+    assert_eq!(settings["server"]["adminListen"], serde_json::Value::Null);
+    assert_eq!(container["ports"].as_array().unwrap().len(), 1);
+}
