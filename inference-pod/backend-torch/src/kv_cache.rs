@@ -142,6 +142,16 @@ impl LayerCache {
         Ok(())
     }
 
+    /// All keys, `[slots, kv_heads, head_dim]`.
+    pub(crate) fn keys(&self) -> &Tensor {
+        &self.keys
+    }
+
+    /// All values, as the keys.
+    pub(crate) fn values(&self) -> &Tensor {
+        &self.values
+    }
+
     /// Keys and values of whole blocks, `[blocks * block_tokens, kv_heads, head_dim]` each, in the order of `blocks`, which
     /// is `[blocks]` of i64.
     pub(crate) fn gather(&self, blocks: &Tensor) -> Result<(Tensor, Tensor), TchError> {

@@ -12,6 +12,7 @@ mod attention;
 mod backend;
 mod device;
 mod error;
+mod kernels;
 mod kv_cache;
 mod layers;
 mod logits;

@@ -6,7 +6,7 @@ use fairlead_model::tensors::{EMBEDDING, OUTPUT};
 use fairlead_model::{ModelConfig, RunDtype, WeightsSummary};
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::attention::{HeadShape, LibtorchAttention, PagedAttention, SelfAttention, TokenPlaces};
+use crate::attention::{Attention, HeadShape, PagedAttention, SelfAttention, TokenPlaces};
 use crate::device::{ComputeDevice, torch_kind};
 use crate::error::LoadError;
 use crate::kv_cache::KvCache;
@@ -24,7 +24,7 @@ pub(crate) struct DecoderModel {
     norm: RmsNorm,
     output: Linear,
     rope: Rope,
-    attention: LibtorchAttention,
+    attention: Attention,
     kind: Kind,
     device: Device,
 }
@@ -54,7 +54,7 @@ impl DecoderModel {
             .collect::<Result<_, _>>()?;
         let norm = RmsNorm::load(&mut weights, "model.norm", config.rms_norm_eps)?;
         let output = if config.tie_word_embeddings {
-            Linear::shared(&embedding)
+            Linear::shared(&embedding, weights.kernels())
         } else {
             let name = OUTPUT.trim_end_matches(".weight").to_owned();
             Linear::load(&mut weights, &[name], false)?
@@ -65,7 +65,8 @@ impl DecoderModel {
             norm,
             output,
             rope: Rope::new(config, device).map_err(LoadError::torch("making the rotary frequencies"))?,
-            attention: LibtorchAttention::new(
+            attention: Attention::new(
+                weights.kernels(),
                 HeadShape::of(config),
                 block_tokens,
                 config.sliding_window.as_ref().map(|window| window.tokens),
@@ -124,7 +125,7 @@ impl Layer {
             attention_norm: norm(weights, "input_layernorm")?,
             attention: SelfAttention::load(weights, &format!("{name}.self_attn"), config, kind)?,
             mlp_norm: norm(weights, "post_attention_layernorm")?,
-            mlp: Mlp::load(weights, &format!("{name}.mlp"), config.intermediate_size, config.mlp_bias)?,
+            mlp: Mlp::load(weights, &format!("{name}.mlp"), config.mlp_bias)?,
         })
     }
 }

@@ -16,9 +16,9 @@ pub(crate) struct Rope {
 /// Sines and cosines of one step's positions.
 pub(crate) struct RotaryAngles {
     /// `[tokens, 1, head_dim]`: the cosines of all pairs, twice.
-    cosine: Tensor,
+    pub(crate) cosine: Tensor,
     /// `[tokens, 1, head_dim / 2]`
-    sine: Tensor,
+    pub(crate) sine: Tensor,
     /// `[tokens, 1, head_dim / 2]`
     negative_sine: Tensor,
 }

@@ -20,6 +20,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::{ComputeDevice, torch_kind};
 use crate::error::LoadError;
+use crate::kernels::Kernels;
 
 /// Called while weights load, with bytes read so far and bytes in all.
 pub(crate) type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -73,6 +74,11 @@ impl<'a> Weights<'a> {
         device.require_memory(needed, "loading weights")?;
         let (kind, device) = (torch_kind(dtype), device.torch());
         Ok(Self { files, checkpoint, summary, kind, device, loaded_bytes: 0, progress })
+    }
+
+    /// What layers of these weights compute with.
+    pub(crate) fn kernels(&self) -> Kernels {
+        Kernels::choose(self.device, self.kind)
     }
 
     /// What the weights amount to.

@@ -36,7 +36,7 @@ struct DecodePlan {
     masks: Masks,
 }
 
-struct PrefillPlan {
+pub(super) struct PrefillPlan {
     first_row: i64,
     tokens: i64,
     context: Context,
@@ -96,7 +96,12 @@ impl LibtorchAttention {
         })
     }
 
-    fn prefill_plan(&self, span: &PrefillSpan, kind: Kind, device: Device) -> Result<PrefillPlan, TchError> {
+    pub(super) fn prefill_plan(
+        &self,
+        span: &PrefillSpan,
+        kind: Kind,
+        device: Device,
+    ) -> Result<PrefillPlan, TchError> {
         let (first_row, tokens) = (span.rows.start as i64, span.rows.len() as i64);
         // The token of row r sees the cached ones, those before it in the span, and itself.
         let lengths = || Tensor::f_arange(tokens, (Kind::Int64, device))?.f_add_scalar(span.cached + 1);
@@ -157,7 +162,7 @@ impl LibtorchAttention {
     }
 
     /// Several query rows of one sequence.
-    fn prefill(
+    pub(super) fn prefill(
         &self,
         plan: &PrefillPlan,
         kind: AttentionKind,

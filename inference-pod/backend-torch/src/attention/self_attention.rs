@@ -1,10 +1,12 @@
 //! The attention part of a layer: projections and rotary embedding around [`PagedAttention`].
 
 use fairlead_model::{AttentionKind, ModelConfig};
+use fairlead_torch_shim::cpu;
 use tch::{TchError, Tensor};
 
 use super::{HeadShape, PagedAttention};
 use crate::error::LoadError;
+use crate::kernels::Kernels;
 use crate::kv_cache::LayerCache;
 use crate::layers::{Linear, RmsNorm};
 use crate::lora::{Fused, LayerAdapters};
@@ -27,7 +29,11 @@ pub(crate) struct SelfAttention {
     head_norms: Option<HeadNorms>,
     shape: HeadShape,
     kind: AttentionKind,
+    kernels: Kernels,
 }
+
+/// Queries, keys and values of a step, each `[tokens, heads, head_dim]`.
+type Projected = [Tensor; 3];
 
 /// Norms over the width of one head.
 struct HeadNorms {
@@ -69,6 +75,7 @@ impl SelfAttention {
             head_norms,
             shape: HeadShape::of(config),
             kind,
+            kernels: weights.kernels(),
         })
     }
 
@@ -86,6 +93,24 @@ impl SelfAttention {
         let qkv = self.qkv.forward(input)?;
         adapters.add(Fused::Qkv, input, &qkv)?;
         let qkv = qkv.f_view([-1, heads + 2 * kv_heads, head_dim])?;
+        let [queries, keys, values] = match self.kernels {
+            Kernels::Libtorch => self.turn_and_store(&qkv, places, cache)?,
+            Kernels::Cpu { .. } => self.turn_and_store_in_place(qkv, places, cache)?,
+        };
+        let attended = attention.attend(plan, self.kind, cache, &queries, &keys, &values)?;
+        let output = self.output.forward(&attended)?;
+        adapters.add(Fused::Output, &attended, &output)?;
+        Ok(output)
+    }
+
+    /// Turns queries and keys of `[tokens, heads + 2 * kv_heads, head_dim]` and stores keys and values.
+    fn turn_and_store(
+        &self,
+        qkv: &Tensor,
+        places: &TokenPlaces,
+        cache: &mut LayerCache,
+    ) -> Result<Projected, TchError> {
+        let HeadShape { heads, kv_heads, .. } = self.shape;
         // Queries and keys turn alike, so they turn together.
         let turning = qkv.f_narrow(1, 0, heads + kv_heads)?;
         let rotated = match &self.head_norms {
@@ -96,14 +121,40 @@ impl SelfAttention {
         let keys = rotated.f_narrow(1, heads, kv_heads)?;
         let values = qkv.f_narrow(1, heads + kv_heads, kv_heads)?;
         cache.write(&places.slots, &keys, &values)?;
-        let attended = attention.attend(plan, self.kind, cache, &queries, &keys, &values)?;
-        let output = self.output.forward(&attended)?;
-        adapters.add(Fused::Output, &attended, &output)?;
-        Ok(output)
+        Ok([queries, keys, values])
+    }
+
+    /// The same in one pass; `qkv` is nobody else's.
+    fn turn_and_store_in_place(
+        &self,
+        qkv: Tensor,
+        places: &TokenPlaces,
+        cache: &mut LayerCache,
+    ) -> Result<Projected, TchError> {
+        let HeadShape { heads, kv_heads, .. } = self.shape;
+        cpu::rotate_and_store(&cpu::Rotation {
+            qkv: &qkv,
+            norms: self.head_norms.as_ref().map(HeadNorms::weights),
+            cosine: &places.angles.cosine,
+            sine: &places.angles.sine,
+            slots: &places.slots,
+            keys: cache.keys(),
+            values: cache.values(),
+        })?;
+        Ok([
+            qkv.f_narrow(1, 0, heads)?,
+            qkv.f_narrow(1, heads, kv_heads)?,
+            qkv.f_narrow(1, heads + kv_heads, kv_heads)?,
+        ])
     }
 }
 
 impl HeadNorms {
+    fn weights(&self) -> cpu::HeadNorms<'_> {
+        let Self { queries, keys } = self;
+        cpu::HeadNorms { queries: &queries.weight, keys: &keys.weight, epsilon: queries.epsilon }
+    }
+
     /// `[tokens, heads + kv_heads, head_dim]`, queries first, to the same.
     fn forward(&self, turning: &Tensor, heads: i64, kv_heads: i64) -> Result<Tensor, TchError> {
         let queries = self.queries.forward(&turning.f_narrow(1, 0, heads)?)?;

@@ -3,6 +3,7 @@
 use tch::{TchError, Tensor};
 
 use crate::error::LoadError;
+use crate::kernels::Kernels;
 use crate::weights::Weights;
 
 /// `x W^T + b`.
@@ -11,6 +12,7 @@ pub(crate) struct Linear {
     weight: Tensor,
     /// `[out]`
     bias: Option<Tensor>,
+    kernels: Kernels,
 }
 
 impl Linear {
@@ -19,16 +21,16 @@ impl Linear {
         let of = |part: &str| -> Vec<String> { names.iter().map(|name| format!("{name}.{part}")).collect() };
         let weight = weights.load_stacked(&of("weight"))?;
         let bias = bias.then(|| weights.load_stacked(&of("bias"))).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self { weight, bias, kernels: weights.kernels() })
     }
 
     /// A projection by a matrix that another layer has loaded (a tied output).
-    pub(crate) fn shared(weight: &Tensor) -> Self {
-        Self { weight: weight.shallow_clone(), bias: None }
+    pub(crate) fn shared(weight: &Tensor, kernels: Kernels) -> Self {
+        Self { weight: weight.shallow_clone(), bias: None, kernels }
     }
 
     /// `[tokens, in]` to `[tokens, out]`.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        input.f_linear(&self.weight, self.bias.as_ref())
+        self.kernels.linear(input, &self.weight, self.bias.as_ref())
     }
 }

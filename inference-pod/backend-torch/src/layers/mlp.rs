@@ -4,6 +4,7 @@ use tch::{TchError, Tensor};
 
 use super::Linear;
 use crate::error::LoadError;
+use crate::kernels::Kernels;
 use crate::lora::{Fused, LayerAdapters};
 use crate::weights::Weights;
 
@@ -11,22 +12,17 @@ use crate::weights::Weights;
 pub(crate) struct Mlp {
     gate_up: Linear,
     down: Linear,
-    width: i64,
+    kernels: Kernels,
 }
 
 impl Mlp {
-    /// Loads the three projections below `name`; `width` is that of the gate.
-    pub(crate) fn load(
-        weights: &mut Weights<'_>,
-        name: &str,
-        width: u32,
-        bias: bool,
-    ) -> Result<Self, LoadError> {
+    /// Loads the three projections below `name`.
+    pub(crate) fn load(weights: &mut Weights<'_>, name: &str, bias: bool) -> Result<Self, LoadError> {
         let gate_up = [format!("{name}.gate_proj"), format!("{name}.up_proj")];
         Ok(Self {
             gate_up: Linear::load(weights, &gate_up, bias)?,
             down: Linear::load(weights, &[format!("{name}.down_proj")], bias)?,
-            width: i64::from(width),
+            kernels: weights.kernels(),
         })
     }
 
@@ -34,9 +30,7 @@ impl Mlp {
     pub(crate) fn forward(&self, input: &Tensor, adapters: LayerAdapters<'_>) -> Result<Tensor, TchError> {
         let gate_up = self.gate_up.forward(input)?;
         adapters.add(Fused::GateUp, input, &gate_up)?;
-        let mut gate = gate_up.f_narrow(-1, 0, self.width)?.f_silu()?;
-        let up = gate_up.f_narrow(-1, self.width, self.width)?;
-        let _ = gate.f_mul_(&up)?;
+        let gate = self.kernels.silu_gate(&gate_up)?;
         let output = self.down.forward(&gate)?;
         adapters.add(Fused::Down, &gate, &output)?;
         Ok(output)
