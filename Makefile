@@ -68,3 +68,11 @@ images: build ## Build the images and load them into the cluster (or push them t
 
 install: e2e-tool ## Install or upgrade the charts
 	$(E2E) install
+
+.PHONY: bench-engine
+bench-engine: setup ## Measure our engine beside transformers and llama.cpp on this CPU; QUICK=1 for a first look
+	$(CARGO) build --release --package fairlead-inference --bins
+	. scripts/env.sh
+	# llama.cpp is compiled for this processor, which takes some minutes the first time.
+	python="$$(scripts/setup.sh python bench/engine/requirements.txt bench-engine)/bin/python"
+	"$$python" bench/engine/bench.py target/release/fairlead-inference "$$FAIRLEAD_CACHE/bench" docs/benchmarks/engine.json
