@@ -86,6 +86,29 @@ fn the_worst_in_rank_gives_way_and_comes_back_with_what_it_said() {
 }
 
 #[test]
+fn nobody_is_admitted_in_a_step_that_took_blocks_away() {
+    let mut bench = Bench::new(7, 4, ROOMY);
+    for (id, priority) in [(1, -1), (2, 1)] {
+        bench.add(id, GenerationRequest { priority, ..request(vec![id as u32; 6], 12) });
+    }
+    while bench.state.used_blocks() < 6 {
+        bench.step(LARGE);
+    }
+    bench.add(3, request(vec![3], 2));
+    let mut plan = bench.plan(LARGE);
+    while plan.preempted.is_empty() {
+        bench.run(plan);
+        plan = bench.plan(LARGE);
+    }
+    // There would be room for it now.
+    assert!(plan.admitted.is_empty());
+    bench.run(plan);
+    assert_eq!(bench.plan(LARGE).admitted[0].request, 3);
+    bench.run_to_the_end();
+    (1..4).for_each(|id| bench.check(id));
+}
+
+#[test]
 fn priorities_order_the_queue_and_are_a_head_start_only() {
     let mut bench = Bench::new(100, 4, Limits { max_sequences: 1, ..ROOMY });
     for (id, priority) in [(1, 0), (2, 1), (3, -1), (4, 0), (5, -1)] {
