@@ -109,6 +109,22 @@ fn nobody_is_admitted_in_a_step_that_took_blocks_away() {
 }
 
 #[test]
+fn a_block_for_each_that_runs_stays_back_at_admission() {
+    for (prompt, admitted) in [(12, 1), (13, 0)] {
+        // Of six blocks the first takes two, and one is kept for it.
+        let mut bench = Bench::new(7, 4, ROOMY);
+        bench.add(1, request(vec![1; 7], 2));
+        bench.step(LARGE);
+        bench.add(2, request(vec![2; prompt], 2));
+        let plan = bench.plan(LARGE);
+        assert_eq!(plan.admitted.len(), admitted, "a prompt of {prompt}");
+        bench.run(plan);
+        bench.run_to_the_end();
+        bench.check(2);
+    }
+}
+
+#[test]
 fn priorities_order_the_queue_and_are_a_head_start_only() {
     let mut bench = Bench::new(100, 4, Limits { max_sequences: 1, ..ROOMY });
     for (id, priority) in [(1, 0), (2, 1), (3, -1), (4, 0), (5, -1)] {
