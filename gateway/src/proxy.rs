@@ -82,6 +82,8 @@ impl Gateway {
             "/v1/completions" => Api::Completions,
             "/tokenize" => Api::Tokenize,
             "/detokenize" => Api::Detokenize,
+            "/v1/embeddings" => Api::Embeddings,
+            "/v1/rerank" | "/rerank" => Api::Rerank,
             MODELS => Api::Models,
             _ if path.strip_prefix(MODELS).is_some_and(|rest| rest.starts_with('/')) => Api::Models,
             _ => Api::Other,
@@ -89,7 +91,12 @@ impl Gateway {
         let exchange = Exchange::begin(request_id(&head.headers), api, Arc::clone(&self.metrics));
         let allowed = match api {
             Api::Models => Method::GET,
-            Api::ChatCompletions | Api::Completions | Api::Tokenize | Api::Detokenize => Method::POST,
+            Api::ChatCompletions
+            | Api::Completions
+            | Api::Embeddings
+            | Api::Rerank
+            | Api::Tokenize
+            | Api::Detokenize => Method::POST,
             Api::Other => {
                 return self.finish(refuse(&ApiError::path_not_found(path), Outcome::Refused, exchange));
             }

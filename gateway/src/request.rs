@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fairlead_openai::{
-    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest,
+    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, RerankRequest,
+    TokenizeRequest,
 };
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -42,6 +43,9 @@ impl InferenceRequest {
             }
             Api::Tokenize => (TokenizeRequest::from_slice(&body)?.model, false),
             Api::Detokenize => (DetokenizeRequest::from_slice(&body)?.model, false),
+            // Both are answered whole.
+            Api::Embeddings => (EmbeddingRequest::from_slice(&body)?.model, false),
+            Api::Rerank => (RerankRequest::from_slice(&body)?.model, false),
             _ => {
                 let request = ChatCompletionRequest::from_slice(&body)?;
                 (request.model, request.options.stream)
@@ -170,6 +174,23 @@ mod tests {
         for (body, param) in cases {
             let error = chat(body).expect_err(body);
             assert_eq!((error.status, error.param.as_deref()), (400, param), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn embeddings_and_reranking_are_checked_and_sent_on() {
+        let parse =
+            |api, body: &'static str| InferenceRequest::parse(api, Bytes::from_static(body.as_bytes()));
+        let sent = |request: InferenceRequest| String::from_utf8(request.body_for(Some("v1")).to_vec());
+        let embed =
+            parse(Api::Embeddings, r#"{"model":"m","input":["a"],"x":1,"stream":true}"#).expect("a request");
+        assert!(!embed.stream);
+        assert_eq!(sent(embed).expect("UTF-8"), r#"{"model":"v1","input":["a"],"x":1,"stream":true}"#);
+        let rerank = parse(Api::Rerank, r#"{"query":"q","documents":["d"],"model":"m"}"#).expect("a request");
+        assert_eq!(sent(rerank).expect("UTF-8"), r#"{"query":"q","documents":["d"],"model":"v1"}"#);
+        for (api, param) in [(Api::Embeddings, "input"), (Api::Rerank, "query")] {
+            let error = parse(api, r#"{"model":"m"}"#).expect_err("incomplete");
+            assert_eq!((error.status, error.param.as_deref()), (400, Some(param)), "{error}");
         }
     }
 

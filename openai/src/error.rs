@@ -81,8 +81,8 @@ impl ApiError {
             404,
             "invalid_request_error",
             format!(
-                "there is nothing at {}; the API has /v1/chat/completions, /v1/completions, /tokenize, /detokenize and \
-                 /v1/models",
+                "there is nothing at {}; the API has /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, \
+                 /tokenize, /detokenize and /v1/models",
                 clip(path)
             ),
         )

@@ -8,7 +8,7 @@ use clap::Parser;
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
 use fairlead_fetch::Inspection;
-use fairlead_model::{ModelConfig, WeightsSummary};
+use fairlead_model::{EncoderFiles, ModelConfig, ModelShape, WeightsSummary};
 use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
@@ -300,6 +300,17 @@ pub fn model_route(yaml: &str, age: u32) -> ModelRoute {
     serde_json::from_value(object).unwrap()
 }
 
+/// What is known of all-MiniLM-L6-v2.
+pub fn encoder_inspection() -> Inspection {
+    let config = json!({
+        "architectures": ["BertModel"], "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6,
+        "num_attention_heads": 12, "vocab_size": 30522, "max_position_embeddings": 512, "pad_token_id": 0,
+    });
+    let config = config.to_string();
+    let files = EncoderFiles { config: config.as_bytes(), ..EncoderFiles::default() };
+    Inspection { config: ModelShape::parse(&files).unwrap(), ..inspection(22_565_376) }
+}
+
 /// What is known of a small Llama with this many parameters.
 pub fn inspection(parameters: u64) -> Inspection {
     let config = json!({
@@ -309,7 +320,7 @@ pub fn inspection(parameters: u64) -> Inspection {
         "torch_dtype": "bfloat16", "hidden_act": "silu",
     });
     Inspection {
-        config: ModelConfig::parse(config.to_string().as_bytes()).unwrap(),
+        config: ModelConfig::parse(config.to_string().as_bytes()).unwrap().into(),
         weights: WeightsSummary { parameters, tensors: 146, stored_bytes: BTreeMap::new() },
         weight_files: 1,
         weight_file_bytes: parameters * 2,

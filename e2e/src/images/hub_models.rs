@@ -10,14 +10,16 @@ use serde_json::Value;
 
 /// The organisation that the hub's models belong to.
 const ORGANISATION: &str = "fairlead";
+/// A tiny encoder in the checkout.
+const ENCODER: &str = "inference-pod/backend-torch/tests/encoders/bert_mean";
 /// The weights' file.
 const WEIGHTS: &str = "model.safetensors";
 
 /// Lays out `models/fairlead/…` beside the demo model's folder, and returns the folder `models`.
 ///
 /// `tiny` is the demo model; `no-weights` lacks its weights, `truncated` has half of them, `unknown-architecture` says
-/// that it is another kind of model; `slow` and `flaky` are the demo model again, for tests that disturb the fetching.
-pub fn lay_out(demo_model: &Path) -> Result<PathBuf> {
+/// that it is another kind of model; `encoder` makes embeddings, and comes from the checkout at `root`; `slow` and `flaky` are the demo model again, for tests that disturb the fetching.
+pub fn lay_out(demo_model: &Path, root: &Path) -> Result<PathBuf> {
     let parent = demo_model.parent().context("the demo model's folder has a parent")?;
     let models = parent.join("hub").join("models");
     if models.exists() {
@@ -27,6 +29,7 @@ pub fn lay_out(demo_model: &Path) -> Result<PathBuf> {
     for name in ["tiny", "slow", "flaky", "no-weights", "truncated", "unknown-architecture"] {
         copy(demo_model, &of(name))?;
     }
+    copy(&root.join(ENCODER), &of("encoder"))?;
     let absent = of("no-weights").join(WEIGHTS);
     fs::remove_file(&absent).with_context(|| format!("removing {}", absent.display()))?;
     let truncated = of("truncated").join(WEIGHTS);
@@ -46,6 +49,10 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("creating {}", to.display()))?;
     for entry in fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
         let entry = entry?;
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()))?;
+            continue;
+        }
         fs::copy(entry.path(), to.join(entry.file_name()))
             .with_context(|| format!("copying {}", entry.path().display()))?;
     }
@@ -64,12 +71,14 @@ mod tests {
         fs::write(demo.join("config.json"), r#"{"architectures": ["LlamaForCausalLM"]}"#).unwrap();
         fs::write(demo.join(WEIGHTS), [7; 100]).unwrap();
         // A second time must do as well as the first.
-        lay_out(&demo).unwrap();
-        let models = lay_out(&demo).unwrap().join(ORGANISATION);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        lay_out(&demo, &root).unwrap();
+        let models = lay_out(&demo, &root).unwrap().join(ORGANISATION);
         assert_eq!(fs::read(models.join("tiny").join(WEIGHTS)).unwrap().len(), 100);
         assert!(!models.join("no-weights").join(WEIGHTS).exists());
         assert_eq!(fs::read(models.join("truncated").join(WEIGHTS)).unwrap().len(), 50);
         let config = fs::read_to_string(models.join("unknown-architecture/config.json")).unwrap();
+        assert!(models.join("encoder/1_Pooling/config.json").is_file());
         assert!(config.contains("GPTNeoXForCausalLM") && !config.contains("Llama"), "{config}");
     }
 }

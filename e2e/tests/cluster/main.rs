@@ -4,6 +4,7 @@
 //! with a deadline, and on failure prints what the namespace held. They use kubectl, as a person would.
 
 mod bad_models;
+mod embeddings;
 mod first_light;
 mod gateway_errors;
 mod model_sources;

@@ -129,7 +129,7 @@ pub struct Pod {
     pub program: Program,
     pub url: String,
     client: reqwest::Client,
-    _model: tempfile::TempDir,
+    _model: Option<tempfile::TempDir>,
 }
 
 impl Pod {
@@ -141,14 +141,27 @@ impl Pod {
     /// The same with further arguments.
     pub async fn start_with(arguments: &[&str]) -> Self {
         let model = model::make();
-        let dir = model.path().to_str().expect("UTF-8");
+        let mut pod = Self::serve(model.path(), arguments).await;
+        pod._model = Some(model);
+        pod
+    }
+
+    /// Starts one with a tiny encoder, which is there already.
+    pub async fn start_encoder(name: &str, task: &str) -> Self {
+        let encoders =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../inference-pod/backend-torch/tests/encoders");
+        Self::serve(&encoders.join(name), &["--task", task]).await
+    }
+
+    async fn serve(model: &Path, arguments: &[&str]) -> Self {
+        let dir = model.to_str().expect("UTF-8");
         let mut all = vec!["serve", "--model", dir, "--listen", "127.0.0.1:0", "--served-model-name", SERVED];
         all.extend(["--device", "cpu", "--dtype", "f32", "--threads", "1", "--log-format", "json"]);
         all.extend(arguments);
         let mut program = Program::start("fairlead-inference", &all);
         let ready = program.logged("ready").await;
         let url = format!("http://{}", ready["address"].as_str().expect("an address"));
-        Self { program, url, client: client(), _model: model }
+        Self { program, url, client: client(), _model: None }
     }
 
     /// A metric's value; `None` where nobody answers.
@@ -202,6 +215,11 @@ impl Gateway {
     /// Edits the manifest while the gateway runs.
     pub fn edit(&self, backends: &[(&str, u32, &Pod)]) {
         write_route(self.dir.path(), backends);
+    }
+
+    /// Where its API is.
+    pub fn url(&self) -> &str {
+        &self.api
     }
 
     pub fn is_running(&self) -> bool {

@@ -231,3 +231,40 @@ async fn a_client_that_does_not_finish_its_request_is_let_go() {
         assert!(received.starts_with(answer), "{received}");
     }
 }
+
+#[tokio::test]
+async fn embeddings_and_reranking_reach_the_pod_by_the_models_own_name() {
+    let mut worker = Worker::start().await;
+    let manifests = route("vectors", &[("v1", 1, &[&worker.url()])]);
+    let gateway = Gateway::start(&manifests, &[]).await;
+    for (path, upstream, body) in [
+        (
+            "/v1/embeddings",
+            "/v1/embeddings",
+            json!({"model": "vectors", "input": ["a", "b"], "dimensions": 8}),
+        ),
+        ("/v1/rerank", "/v1/rerank", json!({"model": "vectors", "query": "q", "documents": [{"text": "d"}]})),
+        ("/rerank", "/v1/rerank", json!({"model": "vectors", "query": "q", "documents": ["d"]})),
+    ] {
+        let sent = gateway.post(path, body.to_string());
+        let (response, seen) = tokio::join!(within("an answer", sent.send()), async {
+            let mut call = worker.call().await;
+            let seen = (call.head.uri.path().to_owned(), call.body.take());
+            call.json(200, json!({"data": [1, 2]}));
+            seen
+        });
+        assert_eq!(seen.0, upstream);
+        assert_eq!(
+            (&seen.1["input"], &seen.1["documents"]),
+            (&body["input"], &body["documents"]),
+            "{path}: nothing but the model's name changes"
+        );
+        let response = response.expect("an answer");
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.json::<Value>().await.expect("JSON"), json!({"data": [1, 2]}));
+    }
+    let wrong = gateway.post("/v1/embeddings", json!({"model": "vectors", "input": 5}).to_string());
+    let wrong = within("an answer", wrong.send()).await.expect("an answer");
+    assert_eq!(wrong.status(), 400);
+    assert_eq!(error_of(wrong).await["param"], "input");
+}

@@ -11,6 +11,7 @@
 mod attention;
 mod backend;
 mod device;
+mod encoder;
 mod error;
 mod kernels;
 mod kv_cache;
@@ -25,5 +26,6 @@ mod weights;
 
 pub use backend::{LoadOptions, TorchBackend};
 pub use device::ComputeDevice;
+pub use encoder::{EncoderLoadOptions, TorchEncoder};
 pub use error::LoadError;
 pub use fairlead_torch_shim::{DeviceRequest, GpuMemory};

@@ -53,6 +53,17 @@ impl<'a> Weights<'a> {
         device: ComputeDevice,
         progress: Progress<'a>,
     ) -> Result<Self, LoadError> {
+        Self::open_checked(folder, |checkpoint| checkpoint.check(config), dtype, device, progress)
+    }
+
+    /// The same for any model whose tensors `check` knows.
+    pub(crate) fn open_checked(
+        folder: &Path,
+        check: impl FnOnce(&Checkpoint) -> Result<WeightsSummary, ModelError>,
+        dtype: RunDtype,
+        device: ComputeDevice,
+        progress: Progress<'a>,
+    ) -> Result<Self, LoadError> {
         let index = read_optional(&folder.join(INDEX_FILE))?
             .map(|bytes| SafetensorsIndex::parse(&bytes))
             .transpose()?;
@@ -69,7 +80,7 @@ impl<'a> Weights<'a> {
             headers.push((name.to_owned(), header));
         }
         let checkpoint = Checkpoint::new(headers, index.as_ref())?;
-        let summary = checkpoint.check(config)?;
+        let summary = check(&checkpoint)?;
         let needed = summary.parameters.saturating_mul(dtype.bytes());
         device.require_memory(needed, "loading weights")?;
         let (kind, device) = (torch_kind(dtype), device.torch());
@@ -79,6 +90,11 @@ impl<'a> Weights<'a> {
     /// What layers of these weights compute with.
     pub(crate) fn kernels(&self) -> Kernels {
         Kernels::choose(self.device, self.kind)
+    }
+
+    /// The tensors' names and places.
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
     /// What the weights amount to.

@@ -189,7 +189,8 @@ impl Partial {
     async fn open(dir: &Path, wanted: &Wanted) -> Result<Self, FetchError> {
         let mut version = hex(&Sha256::digest(wanted.etag.as_bytes()));
         version.truncate(16);
-        let prefix = format!(".{}.", wanted.name);
+        // A file in a folder has its part beside those of all others.
+        let prefix = format!(".{}.", wanted.name.replace('/', "--"));
         let name = format!("{prefix}{version}.partial");
         let path = dir.join(&name);
         let opened = async {
@@ -246,6 +247,9 @@ impl Partial {
         let target = dir.join(&wanted.name);
         let placed = async {
             self.file.sync_all().await?;
+            if let Some(folder) = target.parent() {
+                fs::create_dir_all(folder).await?;
+            }
             fs::rename(&self.path, &target).await?;
             sync_folder(dir).await
         };

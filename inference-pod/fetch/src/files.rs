@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use fairlead_model::SafetensorsIndex;
 use fairlead_model::config::CONFIG_FILE;
+use fairlead_model::encoder::pipeline::{MODULES_FILE, POOLING_FILE, SENTENCE_FILE};
 use fairlead_model::index::{INDEX_FILE, SINGLE_FILE};
 use fairlead_model::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 
@@ -18,12 +19,15 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// Small files that are in use where they exist.
 pub const SMALL_FILES: &[&str] = &[
+    POOLING_FILE,
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     CONFIG_FILE,
     "generation_config.json",
     "merges.txt",
+    MODULES_FILE,
+    SENTENCE_FILE,
     "special_tokens_map.json",
     TOKENIZER_FILE,
     "tokenizer.model",

@@ -10,7 +10,7 @@ use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
 
 use crate::error::FetchError;
 use crate::hub_answer::{self, Asked, content_range};
-use crate::remote_model::{Listing, RemoteFile, RemoteModel, is_commit, is_root_file};
+use crate::remote_model::{Listing, RemoteFile, RemoteModel, is_commit, is_plain_name};
 use crate::retry::RetryPolicy;
 use crate::source_uri::Repository;
 
@@ -128,7 +128,7 @@ impl Hub {
             return Err(FetchError::transient(format!("{hub} names no commit for {name}@{revision}")));
         }
         let files =
-            listing.siblings.into_iter().filter(|file| is_root_file(&file.rfilename)).map(RemoteFile::from);
+            listing.siblings.into_iter().filter(|file| is_plain_name(&file.rfilename)).map(RemoteFile::from);
         Ok(RemoteModel { repository: repository.clone(), commit: listing.sha, files: files.collect() })
     }
 
@@ -207,7 +207,9 @@ impl Hub {
         mut headers: HeaderMap,
     ) -> Result<FileAnswer, FetchError> {
         let RemoteModel { repository, commit, .. } = model;
-        let url = self.url(&[&repository.org, &repository.name, "resolve", commit, file])?;
+        let mut segments = vec![repository.org.as_str(), &repository.name, "resolve", commit];
+        segments.extend(file.split('/'));
+        let url = self.url(&segments)?;
         // A compressed answer would have other lengths and offsets than the file.
         headers.insert(ACCEPT_ENCODING, reqwest::header::HeaderValue::from_static("identity"));
         let (name, hub) = (repository.to_string(), self.name());

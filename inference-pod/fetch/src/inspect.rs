@@ -6,9 +6,12 @@
 use std::path::Path;
 
 use fairlead_model::config::{CONFIG_FILE, MAX_CONFIG_BYTES};
+use fairlead_model::encoder::pipeline::{MODULES_FILE, POOLING_FILE, SENTENCE_FILE, TOKENIZER_CONFIG_FILE};
 use fairlead_model::index::{INDEX_FILE, MAX_INDEX_BYTES};
 use fairlead_model::safetensors_header::PREFIX_BYTES;
-use fairlead_model::{Checkpoint, ModelConfig, SafetensorsHeader, SafetensorsIndex, WeightsSummary};
+use fairlead_model::{
+    Checkpoint, EncoderFiles, ModelShape, SafetensorsHeader, SafetensorsIndex, WeightsSummary,
+};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -30,8 +33,8 @@ const SHARDS_AT_ONCE: usize = 8;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Inspection {
-    /// config.json.
-    pub config: ModelConfig,
+    /// What config.json, and for an encoder the files of sentence-transformers, say.
+    pub config: ModelShape,
     /// What the weights amount to.
     pub weights: WeightsSummary,
     /// Weights files.
@@ -94,7 +97,7 @@ async fn read(place: &Place<'_>) -> Result<Inspection, FetchError> {
     let layout = files::layout(&place.to_string(), &names)?;
     let config_bytes = place.small(CONFIG_FILE, MAX_CONFIG_BYTES as u64).await?;
     // Before the weights: a model that is not ours is told so by its architecture, not by its tensors' names.
-    let config = ModelConfig::parse(&config_bytes)?;
+    let (config, more) = shape(place, &names, &config_bytes).await?;
     let (index, index_bytes) = index(place, layout).await?;
     let files = files::weights(&place.to_string(), &names, index.as_ref())?;
     // The futures are made first: a closure inside the stream would keep the whole from being `Send`.
@@ -103,7 +106,9 @@ async fn read(place: &Place<'_>) -> Result<Inspection, FetchError> {
 
     let mut hasher = Sha256::new();
     let mut weight_file_bytes = 0u64;
-    for part in [&config_bytes, &index_bytes].into_iter().chain(headers.iter().map(|header| &header.raw)) {
+    for part in
+        [&config_bytes, &index_bytes].into_iter().chain(&more).chain(headers.iter().map(|header| &header.raw))
+    {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
@@ -112,7 +117,7 @@ async fn read(place: &Place<'_>) -> Result<Inspection, FetchError> {
         weight_file_bytes = weight_file_bytes.saturating_add(header.file_bytes);
     }
     let parsed = files.iter().cloned().zip(headers.into_iter().map(|header| header.parsed));
-    let weights = Checkpoint::new(parsed, index.as_ref())?.check(&config)?;
+    let weights = config.check(&Checkpoint::new(parsed, index.as_ref())?)?;
     Ok(Inspection {
         config,
         weights,
@@ -121,6 +126,33 @@ async fn read(place: &Place<'_>) -> Result<Inspection, FetchError> {
         revision: None,
         fingerprint: format!("sha256:{}", hex(&hasher.finalize())),
     })
+}
+
+/// Reads the model's configuration; for an encoder with the further files that make it up, which are returned.
+async fn shape(
+    place: &Place<'_>,
+    names: &[String],
+    config: &[u8],
+) -> Result<(ModelShape, Vec<Vec<u8>>), FetchError> {
+    if !ModelShape::is_encoder(config)? {
+        return Ok((ModelShape::parse(&EncoderFiles { config, ..EncoderFiles::default() })?, Vec::new()));
+    }
+    let mut found = Vec::new();
+    for file in [MODULES_FILE, POOLING_FILE, SENTENCE_FILE, TOKENIZER_CONFIG_FILE] {
+        found.push(match names.iter().any(|name| name == file) {
+            true => Some(place.small(file, MAX_CONFIG_BYTES as u64).await?),
+            false => None,
+        });
+    }
+    let file = |index: usize| found.get(index).and_then(Option::as_deref);
+    let files = EncoderFiles {
+        config,
+        modules: file(0),
+        pooling: file(1),
+        sentence_bert_config: file(2),
+        tokenizer_config: file(3),
+    };
+    Ok((ModelShape::parse(&files)?, found.into_iter().flatten().collect()))
 }
 
 async fn index(
@@ -171,11 +203,17 @@ impl std::fmt::Display for Place<'_> {
 }
 
 impl Place<'_> {
-    /// Names of the files in the root, sorted.
+    /// Names of the files in the root and of the one in a folder that is in use, sorted.
     async fn names(&self) -> Result<Vec<String>, FetchError> {
         let mut names: Vec<String> = match self {
             Self::Hub { model, .. } => model.files.iter().map(|file| file.name.clone()).collect(),
-            Self::Folder(path) => folder_names(path).await?,
+            Self::Folder(path) => {
+                let mut names = folder_names(path).await?;
+                if tokio::fs::metadata(path.join(POOLING_FILE)).await.is_ok_and(|file| file.is_file()) {
+                    names.push(POOLING_FILE.to_owned());
+                }
+                names
+            }
         };
         names.sort();
         Ok(names)

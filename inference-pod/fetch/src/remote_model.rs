@@ -1,5 +1,6 @@
 //! A revision of a repository as a hub lists it: its commit and its files.
 
+use fairlead_model::encoder::pipeline::POOLING_FILE;
 use serde::Deserialize;
 
 use crate::source_uri::Repository;
@@ -11,14 +12,14 @@ pub struct RemoteModel {
     pub repository: Repository,
     /// The commit that the revision stood for when it was looked up.
     pub commit: String,
-    /// Files in the repository's root.
+    /// Files in the repository's root, and `1_Pooling/config.json`.
     pub files: Vec<RemoteFile>,
 }
 
 /// A file on a hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteFile {
-    /// Name in the repository's root.
+    /// Its path in the repository.
     pub name: String,
     /// Bytes, when the hub's list says.
     pub size: Option<u64>,
@@ -72,8 +73,11 @@ pub(crate) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
 }
 
-/// Names come from outside and become paths: only plain ones are taken.
-pub(crate) fn is_root_file(name: &str) -> bool {
+/// Names come from outside and become paths: only plain ones are taken, and the one file in a folder that is in use.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    if name == POOLING_FILE {
+        return true;
+    }
     !name.is_empty()
         && name.len() <= 200
         && !name.starts_with('.')
@@ -87,10 +91,11 @@ mod tests {
 
     #[test]
     fn names_that_would_leave_the_folder_are_not_taken() {
-        for name in ["", "../x", "a/b", "/etc/passwd", ".git", "a\\b", "a\nb"] {
-            assert!(!is_root_file(name), "{name}");
+        for name in ["", "../x", "a/b", "1_Pooling/../config.json", "/etc/passwd", ".git", "a\\b", "a\nb"] {
+            assert!(!is_plain_name(name), "{name}");
         }
-        assert!(is_root_file("model-00001-of-00002.safetensors"));
+        assert!(is_plain_name("model-00001-of-00002.safetensors"));
+        assert!(is_plain_name("1_Pooling/config.json"));
     }
 
     #[test]

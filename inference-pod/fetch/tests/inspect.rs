@@ -40,7 +40,7 @@ async fn a_big_model_is_inspected_by_a_few_kilobytes() {
     assert!(taken < 16_000, "{taken} bytes for an inspection");
     assert_eq!(inspection.weight_file_bytes, size);
     assert_eq!(inspection.weight_files, 1);
-    assert_eq!(inspection.config.hidden_size, 1024);
+    assert_eq!(inspection.config.decoder().expect("is a decoder").hidden_size, 1024);
 }
 
 #[tokio::test]

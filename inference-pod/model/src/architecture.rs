@@ -110,15 +110,7 @@ impl ArchitectureRow {
 
     /// The row of the architecture that a config.json names.
     pub(crate) fn of(fields: Fields<'_>) -> Result<&'static Self, ModelError> {
-        let names: Vec<&str> = match fields.get("architectures") {
-            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-            None => Vec::new(),
-            Some(_) => return Err(fields.invalid("architectures", "must be a list of names")),
-        };
-        let Some(&name) = names.first() else {
-            let problem = "is missing; it must name the model's class, as transformers writes it";
-            return Err(fields.invalid("architectures", problem));
-        };
+        let name = architecture_name(fields)?;
         Self::TABLE.iter().find(|row| row.name == name).ok_or_else(|| {
             let supported = Architecture::supported();
             let problem = format!("architecture \"{}\" is not supported; supported: {supported}", clip(name));
@@ -127,7 +119,24 @@ impl ArchitectureRow {
     }
 }
 
+/// The first of `architectures` in a config.json.
+pub(crate) fn architecture_name<'a>(fields: Fields<'a>) -> Result<&'a str, ModelError> {
+    let name = match fields.get("architectures") {
+        Some(Value::Array(names)) => names.iter().find_map(Value::as_str),
+        None => None,
+        Some(_) => return Err(fields.invalid("architectures", "must be a list of names")),
+    };
+    let problem = "is missing; it must name the model's class, as transformers writes it";
+    name.ok_or_else(|| fields.invalid("architectures", problem))
+}
+
 impl Architecture {
+    /// Finds an architecture by its name in config.json.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        ArchitectureRow::TABLE.iter().find(|row| row.name == name).map(|row| row.architecture)
+    }
+
     /// The name in `architectures` of config.json.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::architecture::{Architecture, ArchitectureRow, AttentionBias};
 use crate::dtype::StoredDtype;
 use crate::error::{ModelError, clip};
-use crate::fields::Fields;
+use crate::fields::{Fields, read_object};
 use crate::rope::Rope;
 use crate::sliding_window::{AttentionKind, SlidingWindow};
 
@@ -23,7 +23,7 @@ pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 const ACTIVATIONS: [&str; 2] = ["silu", "swish"];
 
 /// Upper limits of sizes, above any model there is. They keep every product of this crate well inside 64 bits.
-mod limit {
+pub(crate) mod limit {
     pub const WIDTH: u32 = 1 << 18;
     pub const LAYERS: u32 = 1 << 10;
     pub const HEADS: u32 = 1 << 12;
@@ -90,15 +90,7 @@ impl ModelConfig {
     /// [`ModelError::Invalid`] for bytes that are not a config.json or hold impossible numbers;
     /// [`ModelError::Unsupported`] for a model that the engine does not run, naming what is missing.
     pub fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
-        if bytes.len() > MAX_CONFIG_BYTES {
-            return Err(invalid(format!(
-                "is {} bytes long, at most {MAX_CONFIG_BYTES} are read",
-                bytes.len()
-            )));
-        }
-        let value: Value =
-            serde_json::from_slice(bytes).map_err(|error| invalid(format!("is not JSON: {error}")))?;
-        let Value::Object(map) = value else { return Err(invalid("must hold a JSON object")) };
+        let map = read_object(CONFIG_FILE, bytes)?;
         let fields = Fields { file: CONFIG_FILE, prefix: "", map: &map };
 
         let row = ArchitectureRow::of(fields)?;
@@ -197,7 +189,7 @@ impl ModelConfig {
     }
 }
 
-fn stored_dtype(map: &Map<String, Value>) -> Option<StoredDtype> {
+pub(crate) fn stored_dtype(map: &Map<String, Value>) -> Option<StoredDtype> {
     let name = map.get("dtype").or_else(|| map.get("torch_dtype"))?.as_str()?;
     match name.trim_start_matches("torch.") {
         "bfloat16" => Some(StoredDtype::BF16),
@@ -233,6 +225,6 @@ pub(crate) fn token_ids(file: &str, field: &str, value: Option<&Value>) -> Resul
     }
 }
 
-fn invalid(problem: impl Into<String>) -> ModelError {
+pub(crate) fn invalid(problem: impl Into<String>) -> ModelError {
     ModelError::invalid(CONFIG_FILE, problem)
 }

@@ -2,7 +2,22 @@
 
 use serde_json::{Map, Value};
 
+use crate::config::MAX_CONFIG_BYTES;
 use crate::error::{ModelError, clip};
+
+/// Reads one of a model's small JSON files.
+pub(crate) fn read_object(file: &str, bytes: &[u8]) -> Result<Map<String, Value>, ModelError> {
+    if bytes.len() > MAX_CONFIG_BYTES {
+        let problem = format!("is {} bytes long, at most {MAX_CONFIG_BYTES} are read", bytes.len());
+        return Err(ModelError::invalid(file, problem));
+    }
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ModelError::invalid(file, format!("is not JSON: {error}")))?;
+    match value {
+        Value::Object(map) => Ok(map),
+        _ => Err(ModelError::invalid(file, "must hold a JSON object")),
+    }
+}
 
 /// The fields of one object.
 #[derive(Clone, Copy)]

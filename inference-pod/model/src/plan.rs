@@ -298,7 +298,7 @@ fn longest_that_fits(inputs: &PlanInputs<'_>, dtype: RunDtype, below: u32) -> Op
     (good > 0).then_some(good)
 }
 
-fn join_or(remedies: &[String]) -> String {
+pub(crate) fn join_or(remedies: &[String]) -> String {
     match remedies {
         [] => String::new(),
         [one] => one.clone(),
@@ -312,7 +312,7 @@ fn sequences(count: u64) -> String {
 
 /// Bytes as a person reads them: GiB, or MiB below one.
 #[allow(clippy::cast_precision_loss)] // one decimal is shown
-fn gib(bytes: u64) -> String {
+pub(crate) fn gib(bytes: u64) -> String {
     if bytes >= GIB {
         format!("{:.1} GiB", bytes as f64 / GIB as f64)
     } else {

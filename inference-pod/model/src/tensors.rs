@@ -25,7 +25,7 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    fn new(name: impl Into<String>, shape: &[u32]) -> Self {
+    pub(crate) fn new(name: impl Into<String>, shape: &[u32]) -> Self {
         Self { name: name.into(), shape: shape.iter().map(|size| u64::from(*size)).collect() }
     }
 
@@ -130,17 +130,28 @@ impl Checkpoint {
     /// [`ModelError::Invalid`] for a tensor that is missing or misshapen, [`ModelError::Unsupported`] for a number type that
     /// is not loaded.
     pub fn check(&self, config: &ModelConfig) -> Result<WeightsSummary, ModelError> {
+        self.check_tensors(&config.tensors(), config.architecture.as_str(), config.num_hidden_layers)
+    }
+
+    /// The same for the tensors of any architecture, which is named in errors.
+    ///
+    /// # Errors
+    /// See [`Checkpoint::check`].
+    pub fn check_tensors(
+        &self,
+        tensors: &[TensorSpec],
+        architecture: &str,
+        layers: u32,
+    ) -> Result<WeightsSummary, ModelError> {
         let mut summary = WeightsSummary::default();
-        for spec in config.tensors() {
+        for spec in tensors {
             let Some((file, info)) = self.get(&spec.name) else {
                 return Err(ModelError::invalid(
                     "weights",
                     format!(
-                        "tensor {} is missing; {} with {} layers needs it. The weights do not belong to this config.json, \
-                         or a shard was left out",
-                        spec.name,
-                        config.architecture.as_str(),
-                        config.num_hidden_layers
+                        "tensor {} is missing; {architecture} with {layers} layers needs it. The weights do not belong to this \
+                         config.json, or a shard was left out",
+                        spec.name
                     ),
                 ));
             };

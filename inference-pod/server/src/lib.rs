@@ -10,6 +10,7 @@ pub mod config;
 pub mod constraint;
 pub mod detokenize;
 pub mod drain;
+pub mod encoding;
 pub mod generation;
 pub mod http;
 pub mod kv_tiers;

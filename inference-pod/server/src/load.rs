@@ -1,6 +1,8 @@
 //! From a configuration to a running model: fetch, check, size, load, warm up.
 //!
-//! The only place that names the libtorch backend.
+//! With [`encode`], which does the same for encoders, the only place that names the libtorch backend.
+
+mod encode;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,10 +13,10 @@ use fairlead_engine::engine::{self, EngineHandle, EngineOptions, EngineParts, St
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
 use fairlead_inference_config::{
     AdapterConfig, DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig,
-    KvCacheConfig,
+    KvCacheConfig, Task,
 };
 use fairlead_model::plan::kv_bytes_per_token;
-use fairlead_model::{DeviceKind, ModelError, Plan, PlanInputs, Reason, RunDtype, plan};
+use fairlead_model::{DeviceKind, ModelError, Plan, PlanInputs, Purpose, Reason, RunDtype, plan};
 
 use crate::kv_tiers::{require_memory, tier_options};
 use crate::memory::{cpu_budget_bytes, gpu_budget_bytes, with_margin};
@@ -85,8 +87,20 @@ impl From<StartError<FatalError>> for FatalError {
 /// [`FatalError`]: the process can do nothing but end.
 pub async fn bring_up(app: &Arc<App>, config: &InferenceConfig) -> Result<(), FatalError> {
     let fetched = fetch_model(app, config).await?;
+    match config.task {
+        Task::Generate => bring_up_decoder(app, config, fetched).await,
+        Task::Embed => encode::bring_up(app, config, fetched, Purpose::Embed).await,
+        Task::Rerank => encode::bring_up(app, config, fetched, Purpose::Rerank).await,
+    }
+}
+
+async fn bring_up_decoder(
+    app: &Arc<App>,
+    config: &InferenceConfig,
+    fetched: FetchedModel,
+) -> Result<(), FatalError> {
     let files = {
-        let (dir, model) = (fetched.dir.clone(), fetched.inspection.config.clone());
+        let (dir, model) = (fetched.dir.clone(), fetched.inspection.config.decoder()?.clone());
         let loading = tokio::task::spawn_blocking(move || ModelFiles::load(&dir, &model));
         loading.await.map_err(|error| FatalError::pod(format!("reading the tokenizer failed: {error}")))??
     };
@@ -275,8 +289,9 @@ fn size_within(
     // A step must hold one token of each sequence that runs and some of one that is being read.
     let max_batched_tokens =
         settings.max_batched_tokens.unwrap_or(batched).max(max_sequences.saturating_add(1));
+    let config = inspection.config.decoder()?;
     let plan = plan(&PlanInputs {
-        config: &inspection.config,
+        config,
         weights: &inspection.weights,
         device,
         dtype: run_dtype(settings.dtype),
@@ -287,7 +302,7 @@ fn size_within(
         max_batched_tokens,
     })?;
     plan.require_fit()?;
-    let block_bytes = kv_bytes_per_token(&inspection.config, plan.dtype) * u64::from(plan.block_tokens);
+    let block_bytes = kv_bytes_per_token(config, plan.dtype) * u64::from(plan.block_tokens);
     let blocks_of_one = u64::from(plan.max_model_len.div_ceil(plan.block_tokens));
     // More than every sequence at full length can use is never needed. One block is for padding.
     let most = (blocks_of_one.saturating_mul(u64::from(max_sequences)).saturating_add(1))
@@ -351,7 +366,7 @@ mod tests {
             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "hidden_act": "silu",
         });
         Inspection {
-            config: ModelConfig::parse(config.to_string().as_bytes()).unwrap(),
+            config: ModelConfig::parse(config.to_string().as_bytes()).unwrap().into(),
             weights: WeightsSummary { parameters: 8_030_261_248, tensors: 291, ..WeightsSummary::default() },
             weight_files: 4,
             weight_file_bytes: 16_060_522_496,

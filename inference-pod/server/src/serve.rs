@@ -26,7 +26,12 @@ const CLOSING: Duration = Duration::from_secs(5);
 pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     let mut signals = Signals::new()?;
     let cache_dir = config.model.cache_dir.clone().unwrap_or_else(default_cache_dir);
-    let app = App::new(config.served_model_names.clone(), config.server.revision.as_deref(), cache_dir);
+    let app = App::new(
+        config.served_model_names.clone(),
+        config.server.revision.as_deref(),
+        cache_dir,
+        config.task,
+    );
     let listen = &config.server.listen;
     let listener = bind("server.listen", listen).await?;
     let admin = match &config.server.admin_listen {
@@ -77,9 +82,7 @@ pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
     drain(&app, Duration::from_secs(most), &mut signals).await;
     close.cancel();
     let closing = async {
-        if let Some(model) = app.model() {
-            model.engine.drain().await;
-        }
+        app.drain_engine().await;
         http.await
     };
     if timeout(CLOSING, closing).await.is_err() {

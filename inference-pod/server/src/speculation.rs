@@ -80,7 +80,7 @@ impl DraftModel {
         plan: &Plan,
         target: &Inspection,
     ) -> Result<SharedOptions, FatalError> {
-        let draft = &self.fetched.inspection.config;
+        let draft = self.fetched.inspection.config.decoder()?;
         if draft.max_position_embeddings < plan.max_model_len {
             return Err(invalid(format!(
                 "the draft model reads {} tokens at most, fewer than engine.maxModelLen, {}; lower that, or take another draft \
@@ -89,7 +89,7 @@ impl DraftModel {
             )));
         }
         let block_tokens = u64::from(options.block_tokens);
-        let ours = kv_bytes_per_token(&target.config, plan.dtype) * block_tokens;
+        let ours = kv_bytes_per_token(target.config.decoder()?, plan.dtype) * block_tokens;
         let theirs = kv_bytes_per_token(draft, plan.dtype) * block_tokens;
         let spare = u64::from(spare_blocks(self.tokens, options.block_tokens)) * theirs;
         let blocks = options.kv_cache_bytes.saturating_sub(spare) / (ours + theirs).max(1);
@@ -131,7 +131,8 @@ fn invalid(problem: String) -> FatalError {
 
 /// Guesses are numbers of tokens, so both models must mean the same by them.
 fn check_vocabulary(target: &FetchedModel, draft: &FetchedModel) -> Result<(), FatalError> {
-    let (ours, theirs) = (target.inspection.config.vocab_size, draft.inspection.config.vocab_size);
+    let vocabulary = |model: &FetchedModel| model.inspection.config.decoder().map(|config| config.vocab_size);
+    let (ours, theirs) = (vocabulary(target)?, vocabulary(draft)?);
     if ours != theirs {
         return Err(invalid(format!(
             "the draft model has {theirs} tokens, the model {ours}; take a draft model of the same family"

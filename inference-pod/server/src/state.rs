@@ -8,6 +8,7 @@ use axum::http::HeaderValue;
 use fairlead_engine::engine::EngineHandle;
 use fairlead_engine::grammar::GrammarCompiler;
 use fairlead_engine::sequence::AdapterKey;
+use fairlead_inference_config::Task;
 use fairlead_model::GenerationDefaults;
 use fairlead_openai::ApiError;
 use tokio::sync::Semaphore;
@@ -15,6 +16,7 @@ use tokio::sync::Semaphore;
 use crate::adapters::Adapters;
 use crate::chat_template::ChatTemplate;
 use crate::drain::{Drain, InFlight};
+use crate::encoding::EncoderModel;
 use crate::metrics::Metrics;
 use crate::startup::{Phase, Startup};
 use crate::tokenizer::TextCodec;
@@ -54,7 +56,10 @@ pub struct App {
     pub metrics: Metrics,
     /// One span for each request, where they are wanted.
     pub traces: Traces,
+    /// What the pod does with its model.
+    pub task: Task,
     model: OnceLock<Arc<Model>>,
+    encoder: OnceLock<Arc<EncoderModel>>,
     large: Arc<Semaphore>,
 }
 
@@ -104,7 +109,12 @@ impl Model {
 
 impl App {
     /// A process that has just started. Adapters from a hub go into `cache_dir`. Must be called within the runtime.
-    pub fn new(served_names: Vec<String>, revision: Option<&str>, cache_dir: PathBuf) -> Arc<Self> {
+    pub fn new(
+        served_names: Vec<String>,
+        revision: Option<&str>,
+        cache_dir: PathBuf,
+        task: Task,
+    ) -> Arc<Self> {
         let metrics = Metrics::new(served_names.first().map_or("", String::as_str));
         Arc::new(Self {
             created: unix_seconds(),
@@ -115,7 +125,9 @@ impl App {
             adapters: Adapters::new(served_names.clone(), cache_dir),
             served_names,
             revision: revision.and_then(|revision| HeaderValue::from_str(revision).ok()),
+            task,
             model: OnceLock::new(),
+            encoder: OnceLock::new(),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
         })
     }
@@ -128,16 +140,60 @@ impl App {
         }
     }
 
-    /// The model, once it is loaded.
-    pub fn model(&self) -> Option<&Arc<Model>> {
-        self.model.get()
+    /// The encoder is loaded: requests are answered from now on.
+    pub fn encoder_ready(&self, encoder: EncoderModel) {
+        if self.encoder.set(Arc::new(encoder)).is_ok() && !self.drain.is_leaving() {
+            self.startup.enter(Phase::Ready);
+        }
     }
 
-    /// Takes a request in.
+    /// Longest input in tokens, once the model is loaded.
+    pub fn max_model_len(&self) -> Option<u32> {
+        let encoder = self.encoder.get().map(|encoder| encoder.max_input_tokens);
+        self.model.get().map(|model| model.engine.max_model_len()).or(encoder)
+    }
+
+    /// Adapters that may be loaded at once, where the model is loaded and can have any.
+    pub fn max_adapters(&self) -> Option<usize> {
+        self.model.get().map(|model| model.engine.max_adapters())
+    }
+
+    /// Why what makes the answers has stopped for good; `None` while it lives or is not there yet.
+    pub fn dead(&self) -> Option<&str> {
+        let encoder = || self.encoder.get().and_then(|encoder| encoder.engine.dead());
+        self.model.get().and_then(|model| model.engine.dead()).or_else(encoder)
+    }
+
+    /// Lets the thread that owns the tensors finish what it has, and ends it.
+    pub async fn drain_engine(&self) {
+        if let Some(model) = self.model.get() {
+            model.engine.drain().await;
+        }
+        if let Some(encoder) = self.encoder.get() {
+            encoder.engine.drain().await;
+        }
+    }
+
+    /// Takes a request for text in.
     ///
     /// # Errors
-    /// 503 while the pod starts, drains, or has lost its engine.
+    /// 400 where the model is for something else; 503 while the pod starts, drains, or has lost its engine.
     pub fn admit(&self) -> Result<(Arc<Model>, InFlight), ApiError> {
+        self.admit_for(Task::Generate, &self.model)
+    }
+
+    /// Takes a request for vectors or scores in.
+    ///
+    /// # Errors
+    /// 400 where the model is for something else; 503 while the pod starts, drains, or has lost its encoder.
+    pub fn admit_encoder(&self, task: Task) -> Result<(Arc<EncoderModel>, InFlight), ApiError> {
+        self.admit_for(task, &self.encoder)
+    }
+
+    fn admit_for<M>(&self, task: Task, model: &OnceLock<Arc<M>>) -> Result<(Arc<M>, InFlight), ApiError> {
+        if task != self.task {
+            return Err(wrong_task(self.task));
+        }
         let Some(guard) = self.drain.enter() else {
             return Err(ApiError::unavailable(
                 "draining",
@@ -145,12 +201,12 @@ impl App {
                 1,
             ));
         };
-        let Some(model) = self.model() else {
+        let Some(model) = model.get() else {
             let phase = self.startup.report().phase.as_str();
             let message = format!("the model is not ready yet (phase {phase}); send the request again later");
             return Err(ApiError::unavailable("not_ready", message, 5));
         };
-        if let Some(reason) = model.engine.dead() {
+        if let Some(reason) = self.dead() {
             return Err(engine_dead(reason));
         }
         Ok((Arc::clone(model), guard))
@@ -195,6 +251,16 @@ impl App {
         let names: Vec<String> = self.served_names.iter().cloned().chain(adapters).collect();
         Err(ApiError::model_not_found(name, &format!("this server has {}", names.join(", "))))
     }
+}
+
+/// 400: the model is for something else.
+fn wrong_task(task: Task) -> ApiError {
+    let message = match task {
+        Task::Generate => "this model continues text: use /v1/chat/completions or /v1/completions",
+        Task::Embed => "this model makes embeddings: use /v1/embeddings",
+        Task::Rerank => "this model scores documents against a query: use /v1/rerank",
+    };
+    ApiError::invalid("model", format!("model: {message}")).with_code("unsupported_task")
 }
 
 /// 503: the engine has stopped; the pod is about to be restarted.

@@ -2,12 +2,16 @@
 //!
 //! Owns the only [`Tokenizer`] of the process. Streaming is [`crate::detokenize`]'s business.
 
+mod encoder_input;
+
 use std::collections::HashMap;
 use std::path::Path;
 
 use fairlead_engine::grammar::VocabularyToken;
 use fairlead_model::ModelError;
 use tokenizers::Tokenizer;
+
+pub use encoder_input::TextTokens;
 
 /// The file this module reads.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -91,7 +95,11 @@ impl TextCodec {
             .tokenizer
             .encode_fast(text, add_special_tokens)
             .map_err(|error| CodecError(error.to_string()))?;
-        let ids = encoding.get_ids().to_vec();
+        self.known(encoding.get_ids().to_vec())
+    }
+
+    /// The same tokens, if the model has them all.
+    fn known(&self, ids: Vec<u32>) -> Result<Vec<u32>, CodecError> {
         match ids.iter().find(|&&id| id >= self.vocab_size) {
             Some(id) => Err(CodecError(format!(
                 "it makes token {id}, but the model has {} tokens; tokenizer.json and config.json do not belong together",

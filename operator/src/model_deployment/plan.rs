@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use fairlead_crds::condition::{reconciling, stalled};
-use fairlead_crds::model_deployment::ModelPlan;
+use fairlead_crds::model_deployment::{ModelPlan, Task};
 use fairlead_fetch::{Inspection, SourceUri};
-use fairlead_model::{ModelError, PlanInputs, Reason};
+use fairlead_model::encoder::{EncoderPlanInputs, plan_encoder};
+use fairlead_model::{ModelError, Plan, PlanInputs, Purpose, Reason};
 use sha2::{Digest as _, Sha256};
 
-use super::validate::ValidatedModelDeployment;
+use super::validate::{Engine, ValidatedModelDeployment};
 use crate::error::Error;
 
 /// Label with a node's memory of one GPU in MiB, set by NVIDIA's GPU feature discovery.
@@ -87,6 +88,11 @@ fn of_spec(validated: &ValidatedModelDeployment) -> String {
         engine.max_batched_tokens,
         engine.block_tokens
     );
+    // Left out where it is the default, so that plans made before there was another stay.
+    let rest = match validated.task {
+        Task::Generate => rest,
+        task => format!("{rest} {task:?}"),
+    };
     format!("{}.{}.", source_key(&validated.source), short_hash(&rest))
 }
 
@@ -116,17 +122,11 @@ pub fn make(
     inspected: &Inspection,
 ) -> Result<ModelPlan, Error> {
     let engine = &validated.engine;
-    let plan = fairlead_model::plan(&PlanInputs {
-        config: &inspected.config,
-        weights: &inspected.weights,
-        device: engine.device,
-        dtype: engine.dtype,
-        max_model_len: engine.max_model_len,
-        block_tokens: engine.block_tokens,
-        memory_budget_bytes: budget,
-        max_sequences: engine.max_sequences,
-        max_batched_tokens: engine.max_batched_tokens,
-    })
+    let plan = match validated.task {
+        Task::Generate => decoder(engine, budget, inspected),
+        Task::Embed => encoder(engine, budget, inspected, Purpose::Embed),
+        Task::Rerank => encoder(engine, budget, inspected, Purpose::Rerank),
+    }
     .map_err(|error| match &error {
         ModelError::InvalidSetting { field, problem } => {
             Error::invalid(stalled::INVALID_SPEC, format!("spec.{field} {problem}"))
@@ -135,7 +135,7 @@ pub fn make(
     })?;
     Ok(ModelPlan {
         inputs: inputs.to_owned(),
-        architecture: inspected.config.architecture.as_str().to_owned(),
+        architecture: inspected.config.architecture().to_owned(),
         resolved_revision: inspected.revision.clone(),
         parameters: plan.parameters,
         weight_bytes: plan.weight_bytes,
@@ -147,6 +147,37 @@ pub fn make(
         fits: plan.fits,
         dtype: Some(plan.dtype.as_str().to_owned()),
         explanation: Some(plan.explanation),
+    })
+}
+
+fn decoder(engine: &Engine, budget: u64, inspected: &Inspection) -> Result<Plan, ModelError> {
+    fairlead_model::plan(&PlanInputs {
+        config: inspected.config.decoder()?,
+        weights: &inspected.weights,
+        device: engine.device,
+        dtype: engine.dtype,
+        max_model_len: engine.max_model_len,
+        block_tokens: engine.block_tokens,
+        memory_budget_bytes: budget,
+        max_sequences: engine.max_sequences,
+        max_batched_tokens: engine.max_batched_tokens,
+    })
+}
+
+fn encoder(
+    engine: &Engine,
+    budget: u64,
+    inspected: &Inspection,
+    purpose: Purpose,
+) -> Result<Plan, ModelError> {
+    plan_encoder(&EncoderPlanInputs {
+        config: inspected.config.encoder(purpose)?,
+        weights: &inspected.weights,
+        device: engine.device,
+        dtype: engine.dtype,
+        max_model_len: engine.max_model_len,
+        memory_budget_bytes: budget,
+        max_batched_tokens: engine.max_batched_tokens,
     })
 }
 

@@ -35,6 +35,8 @@ pub struct ValidatedModelDeployment {
     pub namespace: String,
     /// What children point back with.
     pub owner: OwnerReference,
+    /// What the model is for.
+    pub task: Task,
     /// Where the model comes from.
     pub source: SourceUri,
     /// Name of the Secret with the hub's token, or of the image pull secret.
@@ -134,7 +136,6 @@ pub fn validate(object: &ModelDeployment, settings: &Settings) -> Result<Validat
         update,
         pod_template,
     } = &object.spec;
-    let Task::Generate = task;
     let ModelSource { uri, secret_ref, digest } = model;
     let source = source(uri)?;
     let secret = secret_ref.as_ref().map(|secret| secret.name.clone()).filter(|name| !name.is_empty());
@@ -153,7 +154,8 @@ pub fn validate(object: &ModelDeployment, settings: &Settings) -> Result<Validat
         name: object.name_any(),
         namespace: object.namespace().unwrap_or_default(),
         owner: owner(object)?,
-        engine: validate_engine(engine, kv_cache, &resources)?,
+        task: *task,
+        engine: validate_engine(*task, engine, kv_cache, &resources)?,
         pod: validate_pod(pod_template, &source, secret.as_deref(), settings),
         source,
         secret,
@@ -278,6 +280,7 @@ fn validate_resources(spec: &ResourcesSpec) -> Result<Resources, Error> {
 }
 
 fn validate_engine(
+    task: Task,
     engine: &EngineSpec,
     kv_cache: &KvCacheSpec,
     resources: &Resources,
@@ -286,10 +289,18 @@ fn validate_engine(
         engine;
     let KvCacheSpec { block_tokens } = kv_cache;
     let device = if resources.gpus > 0 { DeviceKind::Gpu } else { DeviceKind::Cpu };
-    let (sequences, batched_tokens) = match device {
-        DeviceKind::Gpu => (256, 8192),
-        DeviceKind::Cpu => (32, 1024),
+    let (sequences, batched_tokens) = match (task, device) {
+        (Task::Generate, DeviceKind::Gpu) => (256, 8192),
+        (Task::Generate, DeviceKind::Cpu) => (32, 1024),
+        // Texts to encode are short, and take no memory once they are done.
+        (Task::Embed | Task::Rerank, DeviceKind::Gpu) => (1024, 16_384),
+        (Task::Embed | Task::Rerank, DeviceKind::Cpu) => (256, 1024),
     };
+    if task != Task::Generate && block_tokens.is_some() {
+        return Err(invalid(format!(
+            "spec.kvCache.blockTokens is for models that continue text; with spec.task {task:?} leave it out"
+        )));
+    }
     let block_tokens = block_tokens.unwrap_or(16);
     if !fairlead_model::plan::BLOCK_SIZES.contains(&block_tokens) {
         return Err(invalid(format!("spec.kvCache.blockTokens is {block_tokens}; it must be 16, 32 or 64")));

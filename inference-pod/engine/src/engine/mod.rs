@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use self::recovery::panic_message;
+pub(crate) use self::recovery::panic_message;
 use self::step_loop::Engine;
 use crate::backend::{AdapterId, Backend};
 use crate::proposer::Proposer;

@@ -80,7 +80,7 @@ async fn unload(State(app): State<Arc<App>>, body: Body) -> Result<String, HttpE
 
 async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     let one = |(name, adapter): (String, crate::adapters::ServedAdapter)| json!({"lora_name": name, "lora_path": adapter.source, "rank": adapter.info.rank, "bytes": adapter.info.bytes});
-    let max = app.model().map(|model| model.engine.max_adapters());
+    let max = app.max_adapters();
     Json(json!({"max_loras": max, "data": app.adapters.all().into_iter().map(one).collect::<Vec<_>>()}))
 }
 
@@ -139,7 +139,12 @@ mod tests {
     use super::*;
 
     async fn ask(token: Option<&str>, authorization: Option<&str>) -> u16 {
-        let app = App::new(vec!["tiny".to_owned()], None, PathBuf::new());
+        let app = App::new(
+            vec!["tiny".to_owned()],
+            None,
+            PathBuf::new(),
+            fairlead_inference_config::Task::Generate,
+        );
         let mut request = Request::builder().method(Method::GET).uri("/v1/lora_adapters");
         if let Some(value) = authorization {
             request = request.header(AUTHORIZATION, value);

@@ -30,7 +30,8 @@ pub async fn not_found(uri: Uri) -> HttpError {
 
 /// No such method on this path.
 pub async fn method_not_allowed(method: Method, uri: Uri) -> Response {
-    let takes_posts = ["completions", "tokenize"].iter().any(|end| uri.path().ends_with(end));
+    let takes_posts =
+        ["completions", "embeddings", "rerank", "tokenize"].iter().any(|end| uri.path().ends_with(end));
     let allowed = if takes_posts { "POST" } else { "GET" };
     let error = ApiError::method_not_allowed(method.as_str(), uri.path(), allowed);
     let mut response = HttpError(error).into_response();

@@ -15,7 +15,7 @@ use crate::state::App;
 
 /// 200 while the process can do its work or may get there; 503 once its engine has stopped, so that it is restarted.
 pub async fn healthz(State(app): State<Arc<App>>) -> Response {
-    match app.model().and_then(|model| model.engine.dead()) {
+    match app.dead() {
         None => (StatusCode::OK, Json(json!({"status": "ok"}))).into_response(),
         Some(reason) => {
             let body = json!({"status": "dead", "reason": format!("the engine has stopped: {reason}")});
@@ -29,7 +29,7 @@ pub async fn readyz(State(app): State<Arc<App>>) -> Response {
     let report = app.startup.report();
     let reason = if app.drain.is_leaving() {
         "draining".to_owned()
-    } else if let Some(reason) = app.model().and_then(|model| model.engine.dead()) {
+    } else if let Some(reason) = app.dead() {
         format!("the engine has stopped: {reason}")
     } else if report.phase == Phase::Ready {
         return (StatusCode::OK, Json(json!({"status": "ready"}))).into_response();

@@ -5,9 +5,11 @@ mod chat;
 mod chat_answer;
 mod completion_answer;
 mod completions;
+mod embeddings;
 mod errors;
 mod health;
 mod models;
+mod rerank;
 mod tokenize;
 
 use std::future::ready;
@@ -53,6 +55,9 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(rerank::rerank))
+        .route("/rerank", post(rerank::rerank))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/models", get(models::models))

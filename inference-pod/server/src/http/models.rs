@@ -32,6 +32,6 @@ fn derived(app: &App, name: &str, adapter: ServedAdapter) -> Model {
 }
 
 fn named(app: &App, name: &str) -> Model {
-    let max_model_len = app.model().map(|model| model.engine.max_model_len());
+    let max_model_len = app.max_model_len();
     Model { max_model_len, ..Model::new(name, app.created) }
 }

@@ -1,5 +1,6 @@
 //! A model's folder and a running `fairlead-inference`, for tests.
 #![allow(dead_code)] // each test program uses its own share
+#![allow(dead_code)] // each test program uses its own share
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -102,7 +103,18 @@ impl Pod {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let mut child = command(model.path(), arguments).envs(environment.iter().copied()).spawn().unwrap();
+        let mut pod = Self::spawned(command(model.path(), arguments).envs(environment.iter().copied())).await;
+        pod._model = Some(model);
+        pod
+    }
+
+    /// The same with a model's folder that is there already.
+    pub async fn serve(model: &Path, arguments: &[&str]) -> Self {
+        Self::spawned(&mut command(model, arguments)).await
+    }
+
+    async fn spawned(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut admin = None;
         let url = loop {
@@ -118,7 +130,7 @@ impl Pod {
         };
         // Nobody reads the rest, but the pipe must not fill.
         std::thread::spawn(move || lines.for_each(drop));
-        let pod = Self { child, url, admin, client: reqwest::Client::new(), _model: Some(model) };
+        let pod = Self { child, url, admin, client: reqwest::Client::new(), _model: None };
         pod.until("/readyz", |status, _| status == 200).await;
         pod
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use fairlead_crds::model_deployment::ModelPlan;
+use fairlead_crds::model_deployment::{ModelPlan, Task as SpecTask};
 use fairlead_fetch::SourceUri;
 use fairlead_inference_config::{
     AdapterConfig, Device, Dtype, EngineConfig, InferenceConfig, KvCacheConfig, ModelConfig, ServerConfig,
@@ -53,6 +53,7 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
     };
     // What a GPU has free is best measured on it, and a node that joins must not roll the pods. But where the spec says how
     // much there is, and on a CPU, where it always does, the plan is kept to.
+    let generates = validated.task == SpecTask::Generate;
     let sized = *device == DeviceKind::Cpu || *memory_is_explicit;
     InferenceConfig {
         served_model_names: vec![validated.name.clone()],
@@ -71,14 +72,18 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
             max_model_len: *max_model_len,
             max_sequences: Some(*max_sequences),
             max_batched_tokens: Some(*max_batched_tokens),
-            block_tokens: Some(*block_tokens),
-            kv_cache_bytes: sized.then_some(plan.kv_cache_bytes),
+            block_tokens: generates.then_some(*block_tokens),
+            kv_cache_bytes: (generates && sized).then_some(plan.kv_cache_bytes),
             gpu_memory_utilization: (!sized).then_some(*utilization),
             // None is loaded later: the pod has no admin port.
             max_adapters: u32::try_from(validated.adapters.len()).ok().filter(|count| *count > 0),
             threads: None,
         },
-        task: Task::default(),
+        task: match validated.task {
+            SpecTask::Generate => Task::Generate,
+            SpecTask::Embed => Task::Embed,
+            SpecTask::Rerank => Task::Rerank,
+        },
         kv_cache: KvCacheConfig::default(),
         adapters: validated.adapters.iter().map(adapter).collect(),
         speculation: None,

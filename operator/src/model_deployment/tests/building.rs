@@ -4,11 +4,12 @@ use serde_json::json;
 
 use crate::model_deployment::build::{build, inspect_job};
 use crate::model_deployment::{plan, validate};
-use crate::testing::{inspection, model_deployment, settings};
+use crate::testing::{encoder_inspection, inspection, model_deployment, settings};
 
 const HUB: &str = include_str!("fixtures/hub.yaml");
 const GPU: &str = include_str!("fixtures/gpu.yaml");
 const IMAGE: &str = include_str!("fixtures/image.yaml");
+const EMBED: &str = include_str!("fixtures/embed.yaml");
 const CLAIM: &str = include_str!("fixtures/claim.yaml");
 
 fn children(yaml: &str) -> serde_json::Value {
@@ -35,6 +36,22 @@ fn from_a_hub_on_the_cpu() {
 #[test]
 fn from_a_hub_on_a_gpu_with_everything_set() {
     insta::assert_yaml_snapshot!(children(GPU));
+}
+
+#[test]
+fn an_encoder_has_settings_without_a_cache() {
+    let validated = validate::validate(&model_deployment(EMBED), &settings()).unwrap();
+    let budget = plan::memory_budget(&validated, &[]).unwrap();
+    let plan = plan::make(&validated, "inputs", budget, &encoder_inspection()).unwrap();
+    let children = build(&validated, &plan, &std::collections::BTreeMap::new(), &settings());
+    assert_eq!((plan.kv_cache_bytes, plan.max_cached_tokens, plan.max_model_len), (0, 0, 256));
+    let settings = children.config_map.data.unwrap()["config.json"].clone();
+    let settings: serde_json::Value = serde_json::from_str(&settings).unwrap();
+    assert_eq!(settings["task"], "Embed");
+    assert_eq!(
+        settings["engine"],
+        json!({"device": "cpu", "dtype": "auto", "maxModelLen": 256, "maxSequences": 256, "maxBatchedTokens": 1024})
+    );
 }
 
 #[test]

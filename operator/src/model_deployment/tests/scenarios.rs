@@ -161,6 +161,26 @@ async fn a_new_spec_that_does_not_fit_leaves_what_serves_alone() {
 }
 
 #[tokio::test]
+async fn an_encoder_for_generation_is_stalled_until_the_task_is_corrected() {
+    let mut cluster = cluster(include_str!("fixtures/hub.yaml"));
+    let encoder = || Ok(crate::testing::encoder_inspection());
+    cluster.hub_has("hf://org/llama@main", encoder());
+    cluster.hub_has("hf://org/llama@c0ffee", encoder());
+    cluster.edit(OBJECT, |it| it["spec"]["engine"] = json!({}));
+    step(&mut cluster).await.unwrap();
+    let (status, reason, message) = ready(&cluster);
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "InvalidSpec"));
+    assert!(message.contains("spec.task is Generate") && message.contains("set task to Embed"), "{message}");
+    assert!(cluster.get(DEPLOYMENT).is_none());
+
+    cluster.edit(OBJECT, |it| it["spec"]["task"] = json!("Embed"));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "RollingOut");
+    let plan = cluster.get(OBJECT).unwrap()["status"]["plan"].clone();
+    assert_eq!((&plan["architecture"], &plan["kvCacheBytes"]), (&json!("BertModel"), &json!(0)));
+}
+
+#[tokio::test]
 async fn a_model_that_is_not_there_heals_when_the_uri_is_corrected() {
     let mut cluster = from_hub("8Gi");
     let error =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::Error;
 use crate::model_deployment::plan::{self, GPU_MEMORY_LABEL};
 use crate::model_deployment::validate::{ValidatedModelDeployment, validate};
-use crate::testing::{inspection, model_deployment, settings};
+use crate::testing::{encoder_inspection, inspection, model_deployment, settings};
 
 fn try_spec(spec: &str) -> Result<ValidatedModelDeployment, Error> {
     let yaml = format!(
@@ -37,6 +37,7 @@ fn contradictions_name_the_field_and_the_remedy() {
         ("{model: {uri: 'hf://a/b'}, replicas: -1}", "spec.replicas"),
         ("{model: {uri: 'hf://a/b'}, update: {maxSurge: 0, maxUnavailable: 0}}", "set one to 1"),
         ("{model: {uri: 'hf://a/b'}, kvCache: {blockTokens: 8}}", "spec.kvCache.blockTokens"),
+        ("{task: Embed, model: {uri: 'hf://a/b'}, kvCache: {blockTokens: 16}}", "spec.kvCache.blockTokens"),
         (
             "{model: {uri: 'hf://a/b'}, engine: {gpuMemoryUtilization: '1.5'}}",
             "spec.engine.gpuMemoryUtilization",
@@ -96,6 +97,26 @@ fn a_plan_is_made_anew_when_what_it_rests_on_changes() {
         assert_ne!(changed, original);
         assert_eq!(plan::same_source(&known, &changed), same_source);
     }
+}
+
+#[test]
+fn a_task_that_the_model_is_not_for_is_refused_with_the_right_one() {
+    for (yaml, inspected, words) in [
+        (
+            "{model: {uri: 'hf://a/b'}}",
+            encoder_inspection(),
+            "spec.task is Generate, but the model is a BertModel",
+        ),
+        ("{task: Rerank, model: {uri: 'hf://a/b'}}", encoder_inspection(), "set task to Embed"),
+        ("{task: Embed, model: {uri: 'hf://a/b'}}", inspection(1), "set task to Generate"),
+    ] {
+        let error = plan::make(&spec(yaml), "x", 64 << 30, &inspected).unwrap_err();
+        assert!(matches!(error, Error::Invalid { reason: "InvalidSpec", .. }), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    let embed = spec("{task: Embed, model: {uri: 'hf://a/b'}}");
+    assert!(plan::make(&embed, "x", 64 << 30, &encoder_inspection()).unwrap().fits);
+    assert_ne!(plan::inputs(&embed, 1), plan::inputs(&spec("{model: {uri: 'hf://a/b'}}"), 1));
 }
 
 #[test]
