@@ -30,6 +30,12 @@ async fn the_openai_sdk_chats_streams_and_understands_errors() -> Result<()> {
         ensure!(seen["streamed_pieces"].as_u64() > Some(1), "the stream came in one piece: {seen}");
         ensure!(seen["completion_logprobs"] == 4, "{seen}");
         ensure!(
+            seen["choices"] == json!([0, 1, 2]) && seen["choices_logprobs"] == json!([2, 2, 2]),
+            "{seen}"
+        );
+        ensure!(["Oslo", "Rome"].iter().any(|port| seen["formed"]["port"] == *port), "{seen}");
+        ensure!(seen["tools"]["status"] == 400 && seen["tools"]["param"] == "tools", "{seen}");
+        ensure!(
             seen["unknown_model"] == json!({"status": 404, "code": "model_not_found", "param": "model"}),
             "{seen}"
         );

@@ -42,12 +42,37 @@ def main() -> None:
     seen["streamed_finish_reason"] = finish
     seen["streamed_completion_tokens"] = usage.completion_tokens if usage else None
 
+    several = client.chat.completions.create(
+        model=model, messages=question, max_tokens=6, temperature=1, seed=3, n=3, logprobs=True, top_logprobs=2
+    )
+    seen["choices"] = [choice.index for choice in several.choices]
+    seen["choices_logprobs"] = [len(choice.logprobs.content[0].top_logprobs) for choice in several.choices]
+
+    schema = {
+        "type": "object",
+        "properties": {"port": {"enum": ["Oslo", "Rome"]}, "ships": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["port", "ships"],
+        "additionalProperties": False,
+    }
+    # This model likes white space more than letters, so it needs room.
+    formed = client.chat.completions.create(
+        model=model,
+        messages=question,
+        max_tokens=1000,
+        response_format={"type": "json_schema", "json_schema": {"name": "harbour", "schema": schema, "strict": True}},
+    )
+    seen["formed"] = json.loads(formed.choices[0].message.content)
+
     completion = client.completions.create(model=model, prompt=[[1, 5, 9]], max_tokens=4, temperature=0, logprobs=2)
     seen["completion_logprobs"] = len(completion.choices[0].logprobs.token_logprobs)
 
     for name, call in {
         "unknown_model": lambda: client.chat.completions.create(model="no-such-model", messages=question),
         "negative_max_tokens": lambda: client.chat.completions.create(model=model, messages=question, max_tokens=-1),
+        # Its chat template knows no tools, so that no call could be read.
+        "tools": lambda: client.chat.completions.create(
+            model=model, messages=question, tools=[{"type": "function", "function": {"name": "sail"}}]
+        ),
         "too_long": lambda: client.completions.create(model=model, prompt=[[5] * 100_000], max_tokens=4),
     }.items():
         try:
