@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -327,11 +328,13 @@ def attempt(measurement, *arguments):
     say(measurement.__name__.replace("_", " "))
     try:
         measurement(*arguments)
-    except (Failed, OSError, ZeroDivisionError) as error:
-        note(f"{measurement.__name__}: {error}")
+    except Exception as error:  # one measurement that fails must not cost all others their file
+        note(f"{measurement.__name__}: {type(error).__name__}: {error}")
 
 
 def main():
+    # A run that is stopped stops its engines: `finally` runs on SystemExit only.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))
     binary, cache, target = (Path(argument) for argument in sys.argv[1:])
     logs = cache / "logs"
     shutil.rmtree(logs, ignore_errors=True)
