@@ -124,7 +124,7 @@ async fn bad_requests_are_4xx_in_openais_shape_naming_the_field() {
 #[tokio::test]
 async fn other_paths_and_methods_are_refused_in_openais_shape() {
     let gateway = Gateway::start(&route("chat", &[("v1", 1, &["http://127.0.0.1:1"])]), &[]).await;
-    let (status, body) = gateway.get("/v1/embeddings").await;
+    let (status, body) = gateway.get("/v1/images").await;
     assert_eq!((status, &body["error"]["code"]), (404, &json!("not_found")));
     let (status, _) = gateway.get("/metrics").await;
     assert_eq!(status, 404, "metrics are not for clients");
