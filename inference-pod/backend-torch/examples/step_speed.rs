@@ -13,7 +13,7 @@ use std::time::Instant;
 use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadOptions, TorchBackend};
 use fairlead_engine::backend::{Backend, SampleRequest, SequenceStep, StepBatch};
 use fairlead_engine::sampling::SamplingOptions;
-use fairlead_model::RunDtype;
+use fairlead_model::{LoadQuantization, RunDtype};
 
 const BLOCK_TOKENS: u32 = 16;
 const REPEATS: usize = 9;
@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = LoadOptions {
         device: ComputeDevice::start(DeviceRequest::Auto, threads)?,
         dtype,
+        quantization: LoadQuantization::None,
         block_tokens: BLOCK_TOKENS,
         kv_cache_bytes: 1 << 30,
         max_batched_tokens: 2048,

@@ -11,7 +11,7 @@ use fairlead_engine::backend::{
 };
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_model::plan::BLOCK_SIZES;
-use fairlead_model::{DeviceKind, ModelConfig, RunDtype, WeightsSummary};
+use fairlead_model::{DeviceKind, LoadQuantization, ModelConfig, RunDtype, WeightsSummary};
 
 use crate::device::ComputeDevice;
 use crate::error::{LoadError, step_error};
@@ -33,6 +33,8 @@ pub struct LoadOptions {
     pub device: ComputeDevice,
     /// Number type of weights, activations and cache; `None` is f32 on a CPU and bf16 on a GPU.
     pub dtype: Option<RunDtype>,
+    /// Quantisation of weights that the checkpoint holds in full.
+    pub quantization: LoadQuantization,
     /// Tokens in a KV block: 16, 32 or 64.
     pub block_tokens: u32,
     /// Bytes of the KV cache, whole blocks of which are used.
@@ -49,6 +51,7 @@ pub struct TorchBackend {
     cache: KvCache,
     config: ModelConfig,
     weights: WeightsSummary,
+    weight_bytes: u64,
     options: LoadOptions,
     dtype: RunDtype,
     adapters: BTreeMap<AdapterId, Adapter>,
@@ -74,12 +77,24 @@ impl TorchBackend {
         }
         let config = read_config(folder)?;
         let dtype = options.dtype.unwrap_or_else(|| options.device.kind().auto_dtype());
-        let (model, weights) =
-            DecoderModel::load(folder, &config, dtype, options.device, options.block_tokens, progress)?;
+        if config.quantization.is_some() && options.quantization != LoadQuantization::None {
+            let problem = "is set, but the checkpoint is quantised already; leave it out".to_owned();
+            return Err(LoadError::Setting { field: "engine.quantization", problem });
+        }
+        let (model, weights, weight_bytes) = DecoderModel::load(
+            folder,
+            &config,
+            dtype,
+            options.quantization,
+            options.device,
+            options.block_tokens,
+            progress,
+        )?;
         let cache =
             KvCache::allocate(&config, dtype, options.device, options.block_tokens, options.kv_cache_bytes)?;
         tracing::info!(
             parameters = weights.parameters,
+            weight_bytes,
             %dtype,
             device = ?options.device.kind(),
             threads = tch::get_num_threads(),
@@ -87,7 +102,16 @@ impl TorchBackend {
             seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );
-        Ok(Self { model, cache, config, weights, options: *options, dtype, adapters: BTreeMap::new() })
+        Ok(Self {
+            model,
+            cache,
+            config,
+            weights,
+            weight_bytes,
+            options: *options,
+            dtype,
+            adapters: BTreeMap::new(),
+        })
     }
 
     /// The model's configuration.
@@ -100,6 +124,12 @@ impl TorchBackend {
     #[must_use]
     pub fn weights(&self) -> &WeightsSummary {
         &self.weights
+    }
+
+    /// Bytes that the weights take in memory, measured from the tensors.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
     }
 
     /// Runs a prefill and a batch of decodes in the padding block, so that the first request does not pay for starting

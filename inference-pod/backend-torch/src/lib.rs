@@ -20,6 +20,7 @@ mod logits;
 mod lora;
 mod memory;
 mod model;
+mod quantized;
 mod rope;
 mod step;
 mod weights;

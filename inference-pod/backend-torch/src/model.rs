@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fairlead_model::tensors::{EMBEDDING, OUTPUT};
-use fairlead_model::{ModelConfig, RunDtype, WeightsSummary};
+use fairlead_model::{LoadQuantization, ModelConfig, RunDtype, WeightsSummary};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::attention::{Attention, HeadShape, PagedAttention, SelfAttention, TokenPlaces};
@@ -37,16 +37,17 @@ struct Layer {
 }
 
 impl DecoderModel {
-    /// Loads the weights in `folder`.
+    /// Loads the weights in `folder`; also tells what they amount to, and the bytes they take in memory.
     pub(crate) fn load(
         folder: &Path,
         config: &ModelConfig,
         dtype: RunDtype,
+        quantization: LoadQuantization,
         device: ComputeDevice,
         block_tokens: u32,
         progress: Progress<'_>,
-    ) -> Result<(Self, WeightsSummary), LoadError> {
-        let mut weights = Weights::open(folder, config, dtype, device, progress)?;
+    ) -> Result<(Self, WeightsSummary, u64), LoadError> {
+        let mut weights = Weights::open(folder, config, dtype, quantization, device, progress)?;
         let (kind, device) = (torch_kind(dtype), device.torch());
         let embedding = weights.load(EMBEDDING)?;
         let layers = (0..config.num_hidden_layers)
@@ -74,7 +75,7 @@ impl DecoderModel {
             kind,
             device,
         };
-        Ok((model, weights.summary().clone()))
+        Ok((model, weights.summary().clone(), weights.finish()))
     }
 
     /// Runs all tokens of a step through all layers and stores their keys and values. `[tokens, hidden]`, before the last

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use fairlead_model::config::CONFIG_FILE;
 use fairlead_model::index::{INDEX_FILE, SINGLE_FILE};
+use fairlead_model::plan::weight_bytes;
 use fairlead_model::{
-    Checkpoint, ModelConfig, ModelError, RunDtype, SafetensorsHeader, SafetensorsIndex, StoredDtype,
-    WeightsSummary,
+    Checkpoint, LoadQuantization, ModelConfig, ModelError, Quantization, RunDtype, SafetensorsHeader,
+    SafetensorsIndex, StoredDtype, WeightForm, WeightsSummary,
 };
 use fairlead_torch_shim::{MappedTensor, WeightFile};
 use tch::{Device, Kind, Tensor};
@@ -37,9 +38,14 @@ pub(crate) struct Weights<'a> {
     files: BTreeMap<String, (WeightFile, u64)>,
     checkpoint: Checkpoint,
     summary: WeightsSummary,
+    quantization: Option<Quantization>,
+    /// How the layers' projections are to lie in memory, and whether they are packed in the checkpoint.
+    projections: BTreeMap<String, (WeightForm, bool)>,
     kind: Kind,
     device: Device,
     loaded_bytes: u64,
+    kept_bytes: u64,
+    unpacked: u32,
     progress: Progress<'a>,
 }
 
@@ -50,16 +56,43 @@ impl<'a> Weights<'a> {
         folder: &Path,
         config: &ModelConfig,
         dtype: RunDtype,
+        quantization: LoadQuantization,
         device: ComputeDevice,
         progress: Progress<'a>,
     ) -> Result<Self, LoadError> {
-        Self::open_checked(folder, |checkpoint| checkpoint.check(config), dtype, device, progress)
+        let check = |checkpoint: &Checkpoint| checkpoint.check(config);
+        let memory =
+            |summary: &WeightsSummary| weight_bytes(config, summary, device.kind(), dtype, quantization);
+        let mut weights = Self::open_with(folder, check, memory, dtype, device, progress)?;
+        let packed = |name: &str| config.quantization.as_ref().is_some_and(|how| how.covers(name));
+        weights.quantization.clone_from(&config.quantization);
+        weights.projections = (0..config.num_hidden_layers)
+            .flat_map(|layer| config.projections(layer))
+            .map(|projection| {
+                let form = config.weight_form(&projection, device.kind(), dtype, quantization);
+                let packed = packed(&projection.name);
+                (projection.name, (form, packed))
+            })
+            .collect();
+        Ok(weights)
     }
 
-    /// The same for any model whose tensors `check` knows.
+    /// The same for any model whose tensors `check` knows, all of them in full.
     pub(crate) fn open_checked(
         folder: &Path,
         check: impl FnOnce(&Checkpoint) -> Result<WeightsSummary, ModelError>,
+        dtype: RunDtype,
+        device: ComputeDevice,
+        progress: Progress<'a>,
+    ) -> Result<Self, LoadError> {
+        let memory = |summary: &WeightsSummary| summary.parameters.saturating_mul(dtype.bytes());
+        Self::open_with(folder, check, memory, dtype, device, progress)
+    }
+
+    fn open_with(
+        folder: &Path,
+        check: impl FnOnce(&Checkpoint) -> Result<WeightsSummary, ModelError>,
+        memory: impl FnOnce(&WeightsSummary) -> u64,
         dtype: RunDtype,
         device: ComputeDevice,
         progress: Progress<'a>,
@@ -81,10 +114,22 @@ impl<'a> Weights<'a> {
         }
         let checkpoint = Checkpoint::new(headers, index.as_ref())?;
         let summary = check(&checkpoint)?;
-        let needed = summary.parameters.saturating_mul(dtype.bytes());
+        let needed = memory(&summary);
         device.require_memory(needed, "loading weights")?;
         let (kind, device) = (torch_kind(dtype), device.torch());
-        Ok(Self { files, checkpoint, summary, kind, device, loaded_bytes: 0, progress })
+        Ok(Self {
+            files,
+            checkpoint,
+            summary,
+            quantization: None,
+            projections: BTreeMap::new(),
+            kind,
+            device,
+            loaded_bytes: 0,
+            kept_bytes: 0,
+            unpacked: 0,
+            progress,
+        })
     }
 
     /// What layers of these weights compute with.
@@ -102,6 +147,59 @@ impl<'a> Weights<'a> {
         &self.summary
     }
 
+    /// Number type that weights run in.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where weights go.
+    pub(crate) fn device(&self) -> Device {
+        self.device
+    }
+
+    /// How the checkpoint's projections are packed.
+    pub(crate) fn quantization(&self) -> Option<&Quantization> {
+        self.quantization.as_ref()
+    }
+
+    /// Whether a projection is packed in the checkpoint. Anything but a layer's projection is not.
+    pub(crate) fn is_packed(&self, name: &str) -> bool {
+        self.projections.get(name).is_some_and(|(_, packed)| *packed)
+    }
+
+    /// How a projection is to lie in memory.
+    pub(crate) fn form(&self, name: &str) -> WeightForm {
+        self.projections.get(name).map_or(WeightForm::Dense, |(form, _)| *form)
+    }
+
+    /// Whether the checkpoint holds a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.checkpoint.get(name).is_some()
+    }
+
+    /// Counts tensors that stay in memory.
+    pub(crate) fn count_kept<'t>(&mut self, tensors: impl IntoIterator<Item = &'t Tensor>) {
+        let bytes = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
+        self.kept_bytes += tensors.into_iter().map(bytes).sum::<u64>();
+    }
+
+    /// Counts a packed projection that had to be unpacked.
+    pub(crate) fn count_unpacked(&mut self) {
+        self.unpacked += 1;
+    }
+
+    /// Bytes of all weights that stay in memory. Warns of those that take more than the checkpoint promises.
+    pub(crate) fn finish(&self) -> u64 {
+        if self.unpacked > 0 {
+            tracing::warn!(
+                projections = self.unpacked,
+                "libtorch has no quantised product for the groups or the number type of these projections; they run with full \
+                 weights and save no memory"
+            );
+        }
+        self.kept_bytes
+    }
+
     /// One tensor.
     pub(crate) fn load(&mut self, name: &str) -> Result<Tensor, LoadError> {
         self.load_stacked(&[name])
@@ -109,6 +207,23 @@ impl<'a> Weights<'a> {
 
     /// Several tensors that differ in their first dimension only, as one: `[sum of the first dimensions, …]`.
     pub(crate) fn load_stacked<S: AsRef<str>>(&mut self, names: &[S]) -> Result<Tensor, LoadError> {
+        let tensor = self.load_stacked_as(names, self.kind, self.device)?;
+        self.count_kept([&tensor]);
+        Ok(tensor)
+    }
+
+    /// The same in f32 on the CPU, to be made into something else.
+    pub(crate) fn load_stacked_f32<S: AsRef<str>>(&mut self, names: &[S]) -> Result<Tensor, LoadError> {
+        self.load_stacked_as(names, Kind::Float, Device::Cpu)
+    }
+
+    /// The same in another number type or on another device, to be made into something else.
+    pub(crate) fn load_stacked_as<S: AsRef<str>>(
+        &mut self,
+        names: &[S],
+        kind: Kind,
+        device: Device,
+    ) -> Result<Tensor, LoadError> {
         let parts: Vec<MappedTensor<'_>> =
             names.iter().map(|name| self.mapped(name.as_ref())).collect::<Result<_, _>>()?;
         let torch = LoadError::torch("loading weights");
@@ -117,7 +232,7 @@ impl<'a> Weights<'a> {
         if let Some(rows) = shape.first_mut() {
             *rows = parts.iter().filter_map(|part| part.shape().first()).sum();
         }
-        let stacked = Tensor::f_empty(&shape, (self.kind, self.device)).map_err(&torch)?;
+        let stacked = Tensor::f_empty(&shape, (kind, device)).map_err(&torch)?;
         let mut row = 0;
         for part in &parts {
             let rows = part.shape().first().copied().unwrap_or(0);
@@ -142,9 +257,12 @@ impl<'a> Weights<'a> {
             StoredDtype::F16 => Kind::Half,
             StoredDtype::F32 => Kind::Float,
             StoredDtype::F64 => Kind::Double,
+            // The bits are the same, and only bits are asked of them.
+            StoredDtype::I32 | StoredDtype::U32 => Kind::Int,
             other => {
-                let problem =
-                    format!("tensor {name} is stored as {other}; supported are BF16, F16, F32 and F64");
+                let problem = format!(
+                    "tensor {name} is stored as {other}; supported are BF16, F16, F32, F64, I32 and U32"
+                );
                 return Err(ModelError::unsupported(file_name, problem).into());
             }
         };

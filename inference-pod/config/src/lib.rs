@@ -178,6 +178,19 @@ pub enum Dtype {
     F32,
 }
 
+/// Quantisation of weights that a checkpoint holds in full; one that is quantised already is run as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// They stay as they are.
+    #[default]
+    None,
+    /// 8 bits, one scale for each output.
+    Int8,
+    /// 4 bits, one scale and zero point for each 128 inputs of an output.
+    Int4,
+}
+
 /// How the engine runs a model. What is absent is decided from the device and the model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -188,6 +201,9 @@ pub struct EngineConfig {
     /// Number type of weights and activations.
     #[serde(default)]
     pub dtype: Dtype,
+    /// Quantisation of weights that the checkpoint holds in full.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub quantization: Quantization,
     /// Longest sequence, prompt and answer together, in tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<u32>,

@@ -10,6 +10,7 @@ use crate::architecture::{Architecture, ArchitectureRow, AttentionBias};
 use crate::dtype::StoredDtype;
 use crate::error::{ModelError, clip};
 use crate::fields::{Fields, read_object};
+use crate::quantization::Quantization;
 use crate::rope::Rope;
 use crate::sliding_window::{AttentionKind, SlidingWindow};
 
@@ -67,6 +68,9 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// Whether the gate, up and down projections have a bias.
     pub mlp_bias: bool,
+    /// How the projections are packed; `None` if they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
     /// Layers that see only the last so many tokens; `None` if all see everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<SlidingWindow>,
@@ -94,18 +98,6 @@ impl ModelConfig {
         let fields = Fields { file: CONFIG_FILE, prefix: "", map: &map };
 
         let row = ArchitectureRow::of(fields)?;
-        if map.get("quantization_config").is_some_and(|value| !value.is_null()) {
-            let method =
-                map.get("quantization_config").and_then(|q| q.get("quant_method")).and_then(Value::as_str);
-            return Err(ModelError::unsupported(
-                CONFIG_FILE,
-                format!(
-                    "quantization_config (method \"{}\") is not supported; use the model's unquantised bf16, f16 or f32 \
-                     checkpoint",
-                    clip(method.unwrap_or("unknown"))
-                ),
-            ));
-        }
         if let Some(activation) = map.get("hidden_act").and_then(Value::as_str)
             && !ACTIVATIONS.contains(&activation)
         {
@@ -164,6 +156,7 @@ impl ModelConfig {
             output_bias: attention_bias,
             qk_norm: row.qk_norm,
             mlp_bias: row.mlp_bias && fields.flag("mlp_bias")?,
+            quantization: Quantization::parse(fields)?,
             sliding_window: SlidingWindow::parse(fields, row.window, num_hidden_layers, limit::POSITIONS)?,
             max_position_embeddings: rope
                 .longest_sequence()

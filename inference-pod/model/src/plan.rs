@@ -3,7 +3,8 @@
 //! Pure arithmetic, so that the operator can refuse a model before it makes a pod and the pod reaches the same verdict. All
 //! sizes are bytes. The formulas:
 //!
-//! - weights = parameters x bytes of the number type they run in;
+//! - weights = parameters x bytes of the number type they run in; projections that lie quantised in memory count with what
+//!   [`WeightForm::bytes`] says instead;
 //! - KV bytes a token = 2 (K and V) x layers x KV heads x head width x bytes of the number type;
 //! - activations, for one step of `T = maxBatchedTokens` tokens and `S = min(maxSequences, T)` sampled sequences:
 //!   `T x (4 x hidden + (2 x heads + 2 x KV heads) x head width + 3 x intermediate) x bytes` for the largest layer's
@@ -18,9 +19,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, limit};
 use crate::dtype::{DeviceKind, RunDtype};
 use crate::error::ModelError;
+use crate::quantization::{LoadQuantization, WeightForm};
 use crate::tensors::WeightsSummary;
 
 const MIB: u64 = 1 << 20;
@@ -43,6 +45,8 @@ pub struct PlanInputs<'a> {
     pub device: DeviceKind,
     /// Number type of weights, activations and cache; `None` is `auto` ([`DeviceKind::auto_dtype`]).
     pub dtype: Option<RunDtype>,
+    /// Quantisation of weights that the checkpoint holds in full.
+    pub quantization: LoadQuantization,
     /// Longest sequence in tokens; `None` is what the model was made for.
     pub max_model_len: Option<u32>,
     /// Tokens in a KV block, one of [`BLOCK_SIZES`].
@@ -167,6 +171,10 @@ fn check_settings(inputs: &PlanInputs<'_>) -> Result<(), ModelError> {
         // `ModelConfig::parse` refuses it, but what an inspection pod says was not read by that.
         return invalid("model", "says that it was made for 0 tokens; correct its config.json".to_owned());
     }
+    if inputs.quantization != LoadQuantization::None && inputs.config.quantization.is_some() {
+        let problem = "is set, but the checkpoint is quantised already; leave it out".to_owned();
+        return invalid("engine.quantization", problem);
+    }
     match inputs.max_model_len {
         Some(0) => invalid("engine.maxModelLen", "is 0, it must be at least 1".to_owned()),
         Some(length) if length > longest => invalid(
@@ -191,7 +199,7 @@ struct Amounts {
 
 impl Amounts {
     fn of(inputs: &PlanInputs<'_>, dtype: RunDtype, max_model_len: u32) -> Self {
-        let weights = inputs.weights.parameters.saturating_mul(dtype.bytes());
+        let weights = weight_bytes(inputs.config, inputs.weights, inputs.device, dtype, inputs.quantization);
         let kv_bytes_per_token = kv_bytes_per_token(inputs.config, dtype);
         let reserve = activation_reserve(inputs, dtype, max_model_len);
         let block_bytes = kv_bytes_per_token.saturating_mul(u64::from(inputs.block_tokens));
@@ -212,6 +220,30 @@ impl Amounts {
     fn needed(&self) -> u64 {
         self.weights.saturating_add(self.reserve).saturating_add(self.one_sequence)
     }
+}
+
+/// Bytes of the weights in memory.
+#[must_use]
+pub fn weight_bytes(
+    config: &ModelConfig,
+    weights: &WeightsSummary,
+    device: DeviceKind,
+    dtype: RunDtype,
+    at_load: LoadQuantization,
+) -> u64 {
+    if config.quantization.is_none() && at_load == LoadQuantization::None {
+        return weights.parameters.saturating_mul(dtype.bytes());
+    }
+    // The bound is for shapes that nobody has checked; more layers than any model has save nothing.
+    let saved: u64 = (0..config.num_hidden_layers.min(limit::LAYERS))
+        .flat_map(|layer| config.projections(layer))
+        .map(|projection| {
+            let form = config.weight_form(&projection, device, dtype, at_load);
+            let dense = WeightForm::Dense.bytes(projection.out, projection.input, dtype);
+            dense.saturating_sub(form.bytes(projection.out, projection.input, dtype))
+        })
+        .fold(0, u64::saturating_add);
+    weights.parameters.saturating_mul(dtype.bytes()).saturating_sub(saved)
 }
 
 /// Bytes of one token in the KV cache, all layers together: 2 x layers x KV heads x head width x bytes of the number type.

@@ -15,6 +15,15 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the output projection; absent where it is tied to the embedding.
 pub const OUTPUT: &str = "lm_head.weight";
 
+/// What a tensor of a checkpoint holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorKind {
+    /// Floating-point numbers.
+    Number,
+    /// 32-bit integers: packed weights, or indices.
+    Packed,
+}
+
 /// A tensor that an architecture needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
@@ -22,65 +31,108 @@ pub struct TensorSpec {
     pub name: String,
     /// Sizes of the dimensions: `[out, in]` of a projection, `[n]` of a norm or bias.
     pub shape: Vec<u64>,
+    /// What it holds.
+    pub kind: TensorKind,
+    /// Parameters of the model that it stands for: its numbers, those packed in it, or none for scales and indices.
+    pub parameters: u64,
 }
 
 impl TensorSpec {
+    /// Numbers of `shape`. Their product cannot overflow: [`ModelConfig`] bounds every size.
     pub(crate) fn new(name: impl Into<String>, shape: &[u32]) -> Self {
-        Self { name: name.into(), shape: shape.iter().map(|size| u64::from(*size)).collect() }
+        let shape: Vec<u64> = shape.iter().map(|size| u64::from(*size)).collect();
+        let parameters = shape.iter().product();
+        Self { name: name.into(), shape, kind: TensorKind::Number, parameters }
     }
 
-    /// Numbers in the tensor. Cannot overflow: [`ModelConfig`] bounds every size.
+    pub(crate) fn of_kind(self, kind: TensorKind, parameters: u64) -> Self {
+        Self { kind, parameters, ..self }
+    }
+}
+
+/// A projection of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// Name in the checkpoint, less `.weight`.
+    pub name: String,
+    /// Rows of its matrix.
+    pub out: u32,
+    /// Columns.
+    pub input: u32,
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+impl Projection {
+    /// Weights, the bias not counted.
     #[must_use]
-    pub fn elements(&self) -> u64 {
-        self.shape.iter().product()
+    pub fn parameters(&self) -> u64 {
+        u64::from(self.out) * u64::from(self.input)
     }
 }
 
 impl ModelConfig {
     /// Every tensor that the engine loads, in the order in which it uses them.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsupported`] for a projection whose shape its quantisation cannot pack.
+    pub fn tensors(&self) -> Result<Vec<TensorSpec>, ModelError> {
+        let hidden = self.hidden_size;
+        let mut tensors = vec![TensorSpec::new(EMBEDDING, &[self.vocab_size, hidden])];
+        for layer in 0..self.num_hidden_layers {
+            for projection in self.projections(layer) {
+                match self.quantization.as_ref().filter(|how| how.covers(&projection.name)) {
+                    Some(quantization) => tensors.extend(quantization.tensors(&projection)?),
+                    None => {
+                        let shape = [projection.out, projection.input];
+                        tensors.push(TensorSpec::new(format!("{}.weight", projection.name), &shape));
+                    }
+                }
+                if projection.bias {
+                    tensors.push(TensorSpec::new(format!("{}.bias", projection.name), &[projection.out]));
+                }
+            }
+            let mut norm = |part: &str, width: u32| {
+                tensors.push(TensorSpec::new(format!("model.layers.{layer}.{part}.weight"), &[width]));
+            };
+            if self.qk_norm {
+                norm("self_attn.q_norm", self.head_dim);
+                norm("self_attn.k_norm", self.head_dim);
+            }
+            norm("input_layernorm", hidden);
+            norm("post_attention_layernorm", hidden);
+        }
+        tensors.push(TensorSpec::new("model.norm.weight", &[hidden]));
+        if !self.tie_word_embeddings {
+            tensors.push(TensorSpec::new(OUTPUT, &[self.vocab_size, hidden]));
+        }
+        Ok(tensors)
+    }
+
+    /// The projections of a layer.
     #[must_use]
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        decoder_tensors(self)
-    }
-}
-
-fn decoder_tensors(config: &ModelConfig) -> Vec<TensorSpec> {
-    let hidden = config.hidden_size;
-    let query = config.num_attention_heads * config.head_dim;
-    let key_value = config.num_key_value_heads * config.head_dim;
-    let inner = config.intermediate_size;
-
-    let mut tensors = vec![TensorSpec::new(EMBEDDING, &[config.vocab_size, hidden])];
-    for layer in 0..config.num_hidden_layers {
-        let mut projection = |part: &str, out: u32, input: u32, bias: bool| {
-            let name = format!("model.layers.{layer}.{part}");
-            tensors.push(TensorSpec::new(format!("{name}.weight"), &[out, input]));
-            if bias {
-                tensors.push(TensorSpec::new(format!("{name}.bias"), &[out]));
-            }
+    pub fn projections(&self, layer: u32) -> [Projection; 7] {
+        let hidden = self.hidden_size;
+        // An inspection that another pod sent has not been through the limits of config.rs.
+        let query = self.num_attention_heads.saturating_mul(self.head_dim);
+        let key_value = self.num_key_value_heads.saturating_mul(self.head_dim);
+        let inner = self.intermediate_size;
+        let projection = |part: &str, out: u32, input: u32, bias: bool| Projection {
+            name: format!("model.layers.{layer}.{part}"),
+            out,
+            input,
+            bias,
         };
-        projection("self_attn.q_proj", query, hidden, config.qkv_bias);
-        projection("self_attn.k_proj", key_value, hidden, config.qkv_bias);
-        projection("self_attn.v_proj", key_value, hidden, config.qkv_bias);
-        projection("self_attn.o_proj", hidden, query, config.output_bias);
-        projection("mlp.gate_proj", inner, hidden, config.mlp_bias);
-        projection("mlp.up_proj", inner, hidden, config.mlp_bias);
-        projection("mlp.down_proj", hidden, inner, config.mlp_bias);
-        if config.qk_norm {
-            for norm in ["self_attn.q_norm", "self_attn.k_norm"] {
-                tensors
-                    .push(TensorSpec::new(format!("model.layers.{layer}.{norm}.weight"), &[config.head_dim]));
-            }
-        }
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            tensors.push(TensorSpec::new(format!("model.layers.{layer}.{norm}.weight"), &[hidden]));
-        }
+        [
+            projection("self_attn.q_proj", query, hidden, self.qkv_bias),
+            projection("self_attn.k_proj", key_value, hidden, self.qkv_bias),
+            projection("self_attn.v_proj", key_value, hidden, self.qkv_bias),
+            projection("self_attn.o_proj", hidden, query, self.output_bias),
+            projection("mlp.gate_proj", inner, hidden, self.mlp_bias),
+            projection("mlp.up_proj", inner, hidden, self.mlp_bias),
+            projection("mlp.down_proj", hidden, inner, self.mlp_bias),
+        ]
     }
-    tensors.push(TensorSpec::new("model.norm.weight", &[hidden]));
-    if !config.tie_word_embeddings {
-        tensors.push(TensorSpec::new(OUTPUT, &[config.vocab_size, hidden]));
-    }
-    tensors
 }
 
 /// Tensors of a model's weights files, together.
@@ -130,7 +182,7 @@ impl Checkpoint {
     /// [`ModelError::Invalid`] for a tensor that is missing or misshapen, [`ModelError::Unsupported`] for a number type that
     /// is not loaded.
     pub fn check(&self, config: &ModelConfig) -> Result<WeightsSummary, ModelError> {
-        self.check_tensors(&config.tensors(), config.architecture.as_str(), config.num_hidden_layers)
+        self.check_tensors(&config.tensors()?, config.architecture.as_str(), config.num_hidden_layers)
     }
 
     /// The same for the tensors of any architecture, which is named in errors.
@@ -164,17 +216,24 @@ impl Checkpoint {
                     ),
                 ));
             }
-            if !info.dtype.is_loadable() {
+            let (sound, supported) = match spec.kind {
+                TensorKind::Number => (info.dtype.is_loadable(), "BF16, F16, F32 and F64"),
+                TensorKind::Packed => {
+                    (matches!(info.dtype, StoredDtype::I32 | StoredDtype::U32), "I32 and U32")
+                }
+            };
+            if !sound {
                 return Err(ModelError::unsupported(
                     file,
                     format!(
-                        "tensor {} is stored as {}; supported are BF16, F16, F32 and F64: use the unquantised checkpoint",
+                        "tensor {} is stored as {}; supported are {supported}. A quantised checkpoint must say so in \
+                         quantization_config",
                         spec.name, info.dtype
                     ),
                 ));
             }
             summary.tensors += 1;
-            summary.parameters += spec.elements();
+            summary.parameters += spec.parameters;
             *summary.stored_bytes.entry(info.dtype).or_default() += info.bytes();
         }
         Ok(summary)

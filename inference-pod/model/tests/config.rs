@@ -99,7 +99,36 @@ fn what_the_engine_does_not_run_is_unsupported_by_name() {
     let rope = |settings: Value| with("rope_parameters", settings);
     for (config, named) in [
         (with("architectures", json!(["MixtralForCausalLM"])), "MixtralForCausalLM"),
-        (with("quantization_config", json!({"quant_method": "gptq", "bits": 4})), "gptq"),
+        (with("quantization_config", json!({"quant_method": "bitsandbytes", "bits": 4})), "bitsandbytes"),
+        (
+            with("quantization_config", json!({"quant_method": "gptq", "bits": 3, "group_size": 128})),
+            "bits is 3",
+        ),
+        (
+            with(
+                "quantization_config",
+                json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "lm_head": true}),
+            ),
+            "lm_head",
+        ),
+        (
+            with(
+                "quantization_config",
+                json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"}),
+            ),
+            "marlin",
+        ),
+        (
+            with("quantization_config", json!({"quant_method": "awq", "bits": 8, "group_size": 128})),
+            "bits is 8",
+        ),
+        (
+            with(
+                "quantization_config",
+                json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}),
+            ),
+            "gemv",
+        ),
         (with("hidden_act", json!("gelu")), "gelu"),
         (rope(json!({"rope_type": "proportional", "factor": 4.0})), "proportional"),
         (rope(json!({"full_attention": {"rope_type": "default"}})), "rope_parameters.full_attention"),
@@ -169,13 +198,13 @@ fn what_is_no_json_object_is_refused() {
 #[test]
 fn every_tensor_has_its_name_and_shape() {
     let config = parse(&llama()).expect("is sound");
-    let tensors = config.tensors();
+    let tensors = config.tensors().expect("nothing is packed");
     assert_eq!(tensors.len(), 3 + 32 * 9);
     let shape = |name: &str| tensors.iter().find(|tensor| tensor.name == name).expect(name).shape.clone();
     assert_eq!(shape("model.layers.31.self_attn.k_proj.weight"), [1024, 4096]);
     assert_eq!(shape("model.layers.0.mlp.down_proj.weight"), [4096, 14336]);
     assert_eq!(shape("lm_head.weight"), [128_256, 4096]);
-    assert_eq!(tensors.iter().map(fairlead_model::TensorSpec::elements).sum::<u64>(), 8_030_261_248);
+    assert_eq!(tensors.iter().map(|tensor| tensor.parameters).sum::<u64>(), 8_030_261_248);
 
     let biased = ModelConfig {
         qkv_bias: true,
@@ -184,7 +213,7 @@ fn every_tensor_has_its_name_and_shape() {
         tie_word_embeddings: true,
         ..config
     };
-    let tensors = biased.tensors();
+    let tensors = biased.tensors().expect("nothing is packed");
     assert_eq!(tensors.len(), 2 + 32 * 16);
     assert!(
         tensors

@@ -3,8 +3,8 @@
 
 use fairlead_model::plan::{kv_bytes_per_token, runtime_bytes};
 use fairlead_model::{
-    DeviceKind, ModelConfig, ModelError, Plan, PlanInputs, Reason, RunDtype, StoredDtype, WeightsSummary,
-    plan,
+    DeviceKind, LoadQuantization, ModelConfig, ModelError, Plan, PlanInputs, Reason, RunDtype, StoredDtype,
+    WeightsSummary, plan,
 };
 use proptest::prelude::*;
 
@@ -17,7 +17,8 @@ fn llama_8b() -> (ModelConfig, WeightsSummary) {
         "rope_theta":500000.0}"#,
     )
     .expect("is sound");
-    let parameters: u64 = config.tensors().iter().map(fairlead_model::TensorSpec::elements).sum();
+    let parameters: u64 =
+        config.tensors().expect("can be packed").iter().map(|tensor| tensor.parameters).sum();
     let stored_bytes = [(StoredDtype::BF16, parameters * 2)].into_iter().collect();
     let weights = WeightsSummary { parameters, tensors: 291, stored_bytes };
     (config, weights)
@@ -32,6 +33,7 @@ fn inputs<'a>(
         weights,
         device: DeviceKind::Gpu,
         dtype: None,
+        quantization: LoadQuantization::None,
         max_model_len: Some(8192),
         block_tokens: 16,
         memory_budget_bytes,

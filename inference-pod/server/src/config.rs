@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fairlead_fetch::SourceUri;
 use fairlead_inference_config::{
     AdapterConfig, Device, DiskTierConfig, Dtype, EngineConfig, InferenceConfig, KvCacheConfig, ModelConfig,
-    ServerConfig, SpeculationConfig, Task,
+    Quantization, ServerConfig, SpeculationConfig, Task,
 };
 
 /// Serves a language model behind OpenAI's API.
@@ -85,6 +85,9 @@ pub struct ServeArgs {
     /// Number type of weights and activations: auto, bf16, f16 or f32.
     #[arg(long, value_parser = from_name::<Dtype>)]
     pub dtype: Option<Dtype>,
+    /// Quantise weights while they are loaded: none, int8 or int4. A checkpoint that is quantised is run as it is.
+    #[arg(long, value_parser = from_name::<Quantization>)]
+    pub quantization: Option<Quantization>,
     /// Longest sequence, prompt and answer together, in tokens.
     #[arg(long)]
     pub max_model_len: Option<u32>,
@@ -192,6 +195,7 @@ impl ServeArgs {
             served_model_name,
             device,
             dtype,
+            quantization,
             max_model_len,
             max_sequences,
             max_batched_tokens,
@@ -244,6 +248,7 @@ impl ServeArgs {
         set(&mut merged.server.listen, listen);
         set(&mut engine.device, device);
         set(&mut engine.dtype, dtype);
+        set(&mut engine.quantization, quantization);
         engine.max_model_len = max_model_len.or(engine.max_model_len);
         engine.max_sequences = max_sequences.or(engine.max_sequences);
         engine.max_batched_tokens = max_batched_tokens.or(engine.max_batched_tokens);
@@ -352,6 +357,8 @@ mod tests {
             "127.0.0.1:8001",
             "--device",
             "cpu",
+            "--quantization",
+            "int8",
             "--dtype",
             "f32",
         ])
@@ -359,6 +366,7 @@ mod tests {
         assert_eq!(config.served_model_names, ["tiny"]);
         assert_eq!(config.server.listen, "127.0.0.1:8001");
         assert_eq!((config.engine.device, config.engine.dtype), (Device::Cpu, Dtype::F32));
+        assert_eq!(config.engine.quantization, Quantization::Int8);
         assert_eq!(parse(&["--model", "hf://org/name@v1"]).unwrap().served_model_names, ["org/name"]);
     }
 

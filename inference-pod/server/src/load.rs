@@ -13,10 +13,12 @@ use fairlead_engine::engine::{self, EngineHandle, EngineOptions, EngineParts, St
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
 use fairlead_inference_config::{
     AdapterConfig, DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig,
-    KvCacheConfig, Task,
+    KvCacheConfig, Quantization, Task,
 };
 use fairlead_model::plan::kv_bytes_per_token;
-use fairlead_model::{DeviceKind, ModelError, Plan, PlanInputs, Purpose, Reason, RunDtype, plan};
+use fairlead_model::{
+    DeviceKind, LoadQuantization, ModelError, Plan, PlanInputs, Purpose, Reason, RunDtype, plan,
+};
 
 use crate::kv_tiers::{require_memory, tier_options};
 use crate::memory::{cpu_budget_bytes, gpu_budget_bytes, with_margin};
@@ -178,6 +180,7 @@ async fn start_engine(
         let options = LoadOptions {
             device,
             dtype: Some(sized.plan.dtype),
+            quantization: load_quantization(settings.quantization),
             block_tokens: sized.plan.block_tokens,
             kv_cache_bytes: sized.kv_cache_bytes,
             max_batched_tokens: sized.max_batched_tokens,
@@ -295,6 +298,7 @@ fn size_within(
         weights: &inspection.weights,
         device,
         dtype: run_dtype(settings.dtype),
+        quantization: load_quantization(settings.quantization),
         max_model_len: settings.max_model_len,
         block_tokens: settings.block_tokens.unwrap_or(DEFAULT_BLOCK_TOKENS),
         memory_budget_bytes,
@@ -337,6 +341,14 @@ fn device_request(device: Device) -> DeviceRequest {
         Device::Auto => DeviceRequest::Auto,
         Device::Cpu => DeviceRequest::Cpu,
         Device::Cuda => DeviceRequest::Cuda,
+    }
+}
+
+fn load_quantization(quantization: Quantization) -> LoadQuantization {
+    match quantization {
+        Quantization::None => LoadQuantization::None,
+        Quantization::Int8 => LoadQuantization::Int8,
+        Quantization::Int4 => LoadQuantization::Int4,
     }
 }
 

@@ -11,13 +11,18 @@ use fairlead_engine::backend::{
 };
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_model::plan::kv_bytes_per_token;
-use fairlead_model::{ModelConfig, RunDtype};
+use fairlead_model::{LoadQuantization, ModelConfig, RunDtype};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
 /// The folder of the reference cases.
 pub fn reference() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference")
+}
+
+/// The folder of the quantised cases.
+pub fn quantized() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/quantized")
 }
 
 /// A model folder with what transformers made of it.
@@ -41,7 +46,15 @@ pub struct Expected {
 impl Case {
     /// Reads a case by its name.
     pub fn read(name: &str) -> Self {
-        let folder = reference().join(name);
+        Self::read_folder(reference().join(name))
+    }
+
+    /// Reads a quantised case by its name.
+    pub fn read_quantized(name: &str) -> Self {
+        Self::read_folder(quantized().join(name))
+    }
+
+    fn read_folder(folder: PathBuf) -> Self {
         let prompts = read_expected(&folder);
         Self { folder, prompts }
     }
@@ -76,6 +89,7 @@ pub fn options(block_tokens: u32, dtype: Option<RunDtype>, kv_cache_bytes: u64) 
     LoadOptions {
         device: ComputeDevice::start(DeviceRequest::Cpu, None).unwrap(),
         dtype,
+        quantization: LoadQuantization::None,
         block_tokens,
         kv_cache_bytes,
         max_batched_tokens: 64,
@@ -92,6 +106,14 @@ pub fn load(folder: &Path, block_tokens: u32, dtype: Option<RunDtype>) -> TorchB
 }
 
 impl Expected {
+    /// Mean difference of the distributions after the prompt's tokens, weighted by how likely each next token is.
+    pub fn mean_error(&self, distributions: &[Vec<f32>]) -> f32 {
+        let weighted = |(got, wanted): (&Vec<f32>, &Vec<f32>)| -> f32 {
+            got.iter().zip(wanted).map(|(got, wanted)| wanted.exp() * (got - wanted).abs()).sum()
+        };
+        distributions.iter().zip(&self.logprobs).map(weighted).sum::<f32>() / distributions.len() as f32
+    }
+
     /// Compares the distributions after tokens `first..` of the prompt.
     pub fn assert_close(&self, name: &str, first: usize, distributions: &[Vec<f32>], tolerance: f32) {
         for (position, (got, wanted)) in (first..).zip(distributions.iter().zip(&self.logprobs[first..])) {

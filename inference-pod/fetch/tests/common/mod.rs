@@ -88,7 +88,8 @@ pub fn write_model(dir: &Path, hidden: u32, seed: u8) {
 /// Splits the weights of a model into two shards with an index.
 pub fn shard_model(dir: &Path, seed: u8) {
     let config = fs::read(dir.join("config.json")).expect("is there");
-    let tensors: Vec<_> = ModelConfig::parse(&config).expect("is a config").tensors();
+    let tensors: Vec<_> =
+        ModelConfig::parse(&config).expect("is a config").tensors().expect("nothing is packed");
     let mut map = serde_json::Map::new();
     for (number, part) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
         let shard = format!("model-0000{}-of-00002.safetensors", number + 1);

@@ -69,6 +69,7 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
                 Some(RunDtype::F16) => Dtype::F16,
                 Some(RunDtype::F32) => Dtype::F32,
             },
+            quantization: Quantization::None,
             max_model_len: *max_model_len,
             max_sequences: Some(*max_sequences),
             max_batched_tokens: Some(*max_batched_tokens),
