@@ -37,7 +37,7 @@ pub struct LoadOptions {
     pub quantization: LoadQuantization,
     /// Tokens in a KV block: 16, 32 or 64.
     pub block_tokens: u32,
-    /// Bytes of the KV cache, whole blocks of which are used.
+    /// Bytes of the KV cache, whole blocks of which are used. [`TorchBackend::resize_cache`] may change it.
     pub kv_cache_bytes: u64,
     /// Most tokens in a step; what [`TorchBackend::warm_up`] runs on a GPU.
     pub max_batched_tokens: u32,
@@ -130,6 +130,19 @@ impl TorchBackend {
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// Gives the cache another size. Whatever is in it is gone, so this is for before the first request: what is left for a
+    /// cache is known when the weights are loaded and the largest step has run.
+    ///
+    /// # Errors
+    /// [`LoadError::OutOfMemory`] if there is not so much, [`LoadError::Setting`] for less than two blocks.
+    pub fn resize_cache(&mut self, bytes: u64) -> Result<(), LoadError> {
+        let _no_grad = tch::no_grad_guard();
+        let options = &self.options;
+        self.cache =
+            KvCache::allocate(&self.config, self.dtype, options.device, options.block_tokens, bytes)?;
+        Ok(())
     }
 
     /// Runs a prefill and a batch of decodes in the padding block, so that the first request does not pay for starting

@@ -117,6 +117,27 @@ fn a_cache_that_is_too_small_or_too_large_says_so() {
 }
 
 #[test]
+fn a_cache_gets_another_size_before_the_first_request() {
+    let case = Case::read("gqa_untied");
+    let mut backend = case.load(16, None);
+    let block_bytes = backend.kv_capacity().block_bytes;
+    let mut resized =
+        TorchBackend::load(&case.folder, &options(16, None, 2 * block_bytes), &mut |_, _| {}).unwrap();
+    assert_eq!(resized.kv_capacity().blocks, 2);
+    resized.warm_up().unwrap();
+    resized.resize_cache(64 * block_bytes).unwrap();
+    assert_eq!(resized.kv_capacity(), backend.kv_capacity());
+    let mut driver = Driver::new(resized);
+    let sequence = driver.add(&case.prompts[0].prompt, 64);
+    let step = driver.run(&[Span::scored(sequence, 29)]);
+    let answers = driver.decode(&[sequence], step, 12);
+    assert_eq!(answers, std::slice::from_ref(&case.prompts[0].greedy));
+    let error = backend.resize_cache(1 << 46).unwrap_err();
+    assert_eq!(error.reason(), Reason::DoesNotFit, "{error}");
+    assert_eq!(backend.kv_capacity().blocks, 64, "what was there is still there");
+}
+
+#[test]
 fn progress_ends_at_the_bytes_of_all_weights() {
     let mut seen = Vec::new();
     let folder = reference().join("sharded");

@@ -2,7 +2,8 @@
 #![allow(clippy::expect_used)] // helpers of tests
 
 use fairlead_model::{
-    Architecture, GenerationDefaults, ModelConfig, ModelError, Reason, RopeScaling, StoredDtype,
+    Architecture, AttentionKind, GenerationDefaults, ModelConfig, ModelError, Reason, RopeScaling,
+    SlidingWindow, StoredDtype,
 };
 use serde_json::{Value, json};
 
@@ -260,9 +261,193 @@ fn rotary_frequencies_agree_with_transformers() {
     );
 }
 
+/// Values of `ROPE_INIT_FUNCTIONS["yarn"]` in transformers 5.23, head width 128.
+#[test]
+fn yarn_agrees_with_transformers() {
+    let check = |changes: Value, expected: &[(usize, f32)], attention_factor: f64| {
+        let mut settings = json!({
+            "rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 4.0, "original_max_position_embeddings": 32768
+        });
+        for (field, value) in changes.as_object().expect("is an object") {
+            settings[field] = value.clone();
+        }
+        let rope = parse(&with("rope_parameters", settings)).expect("is sound").rope;
+        let frequencies = rope.inverse_frequencies(128);
+        for (index, value) in expected {
+            let relative = (frequencies[*index] - value).abs() / value;
+            assert!(relative < 2e-6, "{index}: {} instead of {value}", frequencies[*index]);
+        }
+        assert!((rope.attention_factor() - attention_factor).abs() < 1e-12, "{}", rope.attention_factor());
+    };
+    let plain = [
+        (0, 1.0),
+        (20, 0.013_335_215),
+        (24, 0.005_375_321_5),
+        (28, 0.001_848_276_6),
+        (34, 0.000_334_240_55),
+        (39, 6.490_394e-5),
+        (40, 4.445_698_5e-5),
+        (63, 3.102_344_4e-7),
+    ];
+    check(json!({}), &plain, 1.138_629_436_111_989);
+    // Without a factor it is what max_position_embeddings (131,072) is of the original length.
+    check(json!({"factor": null, "attention_factor": 1.1}), &plain, 1.1);
+    check(
+        json!({"beta_fast": 16.0, "beta_slow": 0.5, "mscale": 1.2, "mscale_all_dim": 0.7, "truncate": false}),
+        &[
+            (20, 0.013_335_215),
+            (24, 0.005_623_413),
+            (28, 0.002_239_208_4),
+            (34, 0.000_431_175_63),
+            (39, 9.497_908_5e-5),
+            (40, 6.823_099e-5),
+        ],
+        1.063_183_365_977_966_6,
+    );
+}
+
+#[test]
+fn yarn_stretches_a_model_beyond_what_it_was_trained_on() {
+    let mut config = with(
+        "rope_parameters",
+        json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
+    );
+    config["max_position_embeddings"] = json!(40960);
+    assert_eq!(parse(&config).expect("is sound").max_position_embeddings, 131_072);
+    config["rope_parameters"]["factor"] = json!(1.0);
+    assert_eq!(parse(&config).expect("is sound").max_position_embeddings, 40960);
+}
+
+/// A config.json of another architecture.
+fn of(architecture: &str, changes: Value) -> Value {
+    let mut config = without(&["attention_bias", "mlp_bias", "head_dim"]);
+    config["architectures"] = json!([architecture]);
+    for (field, value) in changes.as_object().expect("is an object") {
+        config[field] = value.clone();
+    }
+    config
+}
+
+#[test]
+fn what_tells_architectures_apart_is_read() {
+    let names = |config: &ModelConfig| -> Vec<String> {
+        let tensors = config.tensors().expect("nothing is packed");
+        let first = tensors
+            .into_iter()
+            .filter_map(|tensor| tensor.name.strip_prefix("model.layers.0.").map(str::to_owned));
+        first.collect()
+    };
+    let qwen2 = parse(&of("Qwen2ForCausalLM", json!({"attention_bias": false}))).expect("is sound");
+    assert!(qwen2.qkv_bias && !qwen2.output_bias && !qwen2.qk_norm, "attention_bias does not count");
+    assert!(names(&qwen2).contains(&"self_attn.v_proj.bias".to_owned()));
+    assert!(!names(&qwen2).contains(&"self_attn.o_proj.bias".to_owned()));
+
+    let qwen3 = parse(&of("Qwen3ForCausalLM", json!({"num_key_value_heads": 4}))).expect("is sound");
+    assert_eq!((qwen3.head_dim, qwen3.qkv_bias, qwen3.qk_norm), (128, false, true));
+    assert!(names(&qwen3).contains(&"self_attn.k_norm.weight".to_owned()));
+    let biased = parse(&of("Qwen3ForCausalLM", json!({"attention_bias": true}))).expect("is sound");
+    assert!(biased.qkv_bias && biased.output_bias);
+
+    let mut mistral = of("MistralForCausalLM", json!({"attention_bias": true, "mlp_bias": true}));
+    mistral.as_object_mut().expect("is an object").remove("num_key_value_heads");
+    let mistral = parse(&mistral).expect("is sound");
+    assert!(!mistral.qkv_bias && !mistral.mlp_bias, "Mistral has none");
+    assert_eq!(mistral.num_key_value_heads, 8, "the default of its class");
+}
+
+#[test]
+fn windows_are_those_of_transformers() {
+    let window = |architecture: &str, changes: Value| {
+        parse(&of(architecture, changes)).map(|config| config.sliding_window)
+    };
+    let some = |tokens, layers: &[(u32, u32)]| Some(SlidingWindow { tokens, layers: layers.to_vec() });
+    let mistral = |changes| window("MistralForCausalLM", changes).expect("is sound");
+    assert_eq!(mistral(json!({"sliding_window": null})), None);
+    assert_eq!(mistral(json!({"sliding_window": 512})), some(512, &[(0, 32)]));
+    assert_eq!(mistral(json!({})), some(4096, &[(0, 32)]), "the default of its class");
+
+    let qwen = |changes| window("Qwen2ForCausalLM", changes).expect("is sound");
+    assert_eq!(qwen(json!({"sliding_window": 512})), None, "use_sliding_window is false");
+    let on = |changes: &[(&str, Value)]| {
+        let mut settings = json!({"use_sliding_window": true, "sliding_window": 512});
+        for (field, value) in changes {
+            settings[*field] = value.clone();
+        }
+        settings
+    };
+    assert_eq!(qwen(on(&[])), some(512, &[(28, 32)]));
+    assert_eq!(qwen(on(&[("max_window_layers", json!(0))])), some(512, &[(0, 32)]));
+    assert_eq!(qwen(on(&[("max_window_layers", json!(32))])), None);
+    let mut types = vec!["full_attention"; 32];
+    types[1] = "sliding_attention";
+    types[30] = "sliding_attention";
+    types[31] = "sliding_attention";
+    let types = on(&[("layer_types", json!(types))]);
+    assert_eq!(qwen(types.clone()), some(512, &[(1, 2), (30, 32)]));
+
+    let config = parse(&of("Qwen3ForCausalLM", types.clone())).expect("is sound");
+    assert_eq!(config.attention_kind(1), AttentionKind::Sliding);
+    assert_eq!(config.attention_kind(2), AttentionKind::Full);
+    assert_eq!(config.attention_kind(31), AttentionKind::Sliding);
+
+    let refused = |changes| window("Qwen2ForCausalLM", changes).expect_err("is refused").to_string();
+    assert!(refused(on(&[("layer_types", json!(["full_attention"]))])).contains("1 entries for 32 layers"));
+    assert!(
+        refused(on(&[("layer_types", json!(vec!["chunked_attention"; 32]))])).contains("chunked_attention")
+    );
+    let mut without = types;
+    without["use_sliding_window"] = json!(false);
+    assert!(refused(without).contains("use_sliding_window"));
+    let error = window("MistralForCausalLM", json!({"layer_types": ["full_attention"]}));
+    assert!(error.expect_err("is refused").to_string().contains("layer_types"));
+}
+
+#[test]
+fn packed_projections_have_the_shapes_of_their_format() {
+    let shapes = |settings: Value| -> Vec<(String, Vec<u64>)> {
+        let config = parse(&with("quantization_config", settings)).expect("is sound");
+        let tensors = config.tensors().expect("can be packed").into_iter();
+        let first = tensors.filter_map(|tensor| {
+            let part = tensor.name.strip_prefix("model.layers.0.mlp.down_proj.")?.to_owned();
+            Some((part, tensor.shape))
+        });
+        first.collect()
+    };
+    let named = |parts: &[(&str, &[u64])]| -> Vec<(String, Vec<u64>)> {
+        parts.iter().map(|(part, shape)| ((*part).to_owned(), shape.to_vec())).collect()
+    };
+    assert_eq!(
+        shapes(json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true})),
+        named(&[
+            ("qweight", &[1792, 4096]),
+            ("qzeros", &[112, 512]),
+            ("scales", &[112, 4096]),
+            ("g_idx", &[14336])
+        ])
+    );
+    assert_eq!(
+        shapes(json!({"quant_method": "gptq", "bits": 8, "group_size": -1})),
+        named(&[("qweight", &[3584, 4096]), ("qzeros", &[1, 1024]), ("scales", &[1, 4096])])
+    );
+    assert_eq!(
+        shapes(
+            json!({"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": true, "version": "gemm"})
+        ),
+        named(&[("qweight", &[14336, 512]), ("qzeros", &[224, 512]), ("scales", &[224, 4096])])
+    );
+    let skipping = shapes(
+        json!({"quant_method": "awq", "bits": 4, "group_size": 64, "modules_to_not_convert": ["mlp.down_proj"]}),
+    );
+    assert_eq!(skipping, named(&[("weight", &[4096, 14336])]));
+}
+
 #[test]
 fn a_config_survives_its_own_json() {
-    let config = parse(&llama()).expect("is sound");
+    let quantized = with("quantization_config", json!({"quant_method": "awq", "bits": 4, "group_size": 64}));
+    let config = parse(&quantized).expect("is sound");
+    let json = serde_json::to_string(&config).expect("is JSON");
+    assert_eq!(serde_json::from_str::<ModelConfig>(&json).expect("is read back"), config);
+    let config = parse(&of("MistralForCausalLM", json!({}))).expect("is sound");
     let json = serde_json::to_string(&config).expect("is JSON");
     assert_eq!(serde_json::from_str::<ModelConfig>(&json).expect("is read back"), config);
 }

@@ -25,6 +25,11 @@ fn any_json() -> impl Strategy<Value = Value> {
         "[ -~]{0,12}".prop_map(Value::from),
         Just(json!("LlamaForCausalLM")),
         Just(json!("llama3")),
+        Just(json!(["MistralForCausalLM"])),
+        Just(json!(["Qwen2ForCausalLM"])),
+        Just(json!({"rope_type": "yarn", "factor": 4.0})),
+        Just(json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": true})),
+        Just(json!({"quant_method": "awq", "bits": 4, "group_size": -1})),
         Just(json!("F32")),
     ];
     leaf.prop_recursive(3, 24, 6, |inner| {
@@ -36,7 +41,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-const CONFIG_FIELDS: [&str; 18] = [
+const CONFIG_FIELDS: [&str; 24] = [
     "architectures",
     "hidden_size",
     "intermediate_size",
@@ -55,6 +60,12 @@ const CONFIG_FIELDS: [&str; 18] = [
     "torch_dtype",
     "eos_token_id",
     "quantization_config",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "original_max_position_embeddings",
+    "num_key_value_heads",
 ];
 
 /// Sound headers: tensors one behind the other.

@@ -78,6 +78,32 @@ fn the_reserve_is_the_documented_sum() {
 }
 
 #[test]
+fn quantised_projections_count_with_what_they_take() {
+    let (config, weights) = llama_8b();
+    let model = (config, weights);
+    let of = |quantization| {
+        planned(&PlanInputs {
+            device: DeviceKind::Cpu,
+            dtype: Some(RunDtype::Bf16),
+            quantization,
+            ..inputs(&model, 72 * GIB)
+        })
+    };
+    let projections: u64 = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096);
+    let rows: u64 = 32 * (2 * 4096 + 2 * 1024 + 2 * 14336 + 4096);
+    let full = of(LoadQuantization::None);
+    let int8 = of(LoadQuantization::Int8);
+    assert_eq!(int8.weight_bytes, full.weight_bytes - projections + rows * 2);
+    let int4 = of(LoadQuantization::Int4);
+    let scales_and_zeros = projections / 128 * 2 * 2;
+    assert_eq!(int4.weight_bytes, full.weight_bytes - projections * 2 + projections / 2 + scales_and_zeros);
+    assert!(
+        int4.max_cached_tokens > int8.max_cached_tokens && int8.max_cached_tokens > full.max_cached_tokens
+    );
+    assert_eq!(int4.kv_bytes_per_token, full.kv_bytes_per_token, "the cache is not quantised");
+}
+
+#[test]
 fn auto_is_f32_on_a_cpu() {
     let model = llama_8b();
     let plan = planned(&PlanInputs { device: DeviceKind::Cpu, ..inputs(&model, 72 * GIB) });

@@ -98,7 +98,9 @@ fn fingerprint(
     let mut part = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
     };
-    let program = (env!("CARGO_PKG_VERSION"), LAYOUT, plan.dtype, plan.block_tokens, device);
+    // Weights quantised while they are loaded are other weights; their bytes tell how.
+    let weights = (plan.dtype, plan.weight_bytes);
+    let program = (env!("CARGO_PKG_VERSION"), LAYOUT, weights, plan.block_tokens, device);
     part(format!("{program:?}").as_bytes());
     if let Some(digest) = digest {
         part(digest.as_bytes());

@@ -5,6 +5,7 @@
 
 pub mod adapters;
 pub mod answer_text;
+pub mod cache_size;
 pub mod chat_template;
 pub mod config;
 pub mod constraint;

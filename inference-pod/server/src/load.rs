@@ -7,7 +7,9 @@ mod encode;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadError, LoadOptions, TorchBackend};
+use fairlead_backend_torch::{
+    ComputeDevice, DeviceRequest, GpuMemory, LoadError, LoadOptions, TorchBackend,
+};
 use fairlead_engine::backend::Backend;
 use fairlead_engine::engine::{self, EngineHandle, EngineOptions, EngineParts, StartError};
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
@@ -20,6 +22,7 @@ use fairlead_model::{
     DeviceKind, LoadQuantization, ModelError, Plan, PlanInputs, Purpose, Reason, RunDtype, plan,
 };
 
+use crate::cache_size::{self, Measured};
 use crate::kv_tiers::{require_memory, tier_options};
 use crate::memory::{cpu_budget_bytes, gpu_budget_bytes, with_margin};
 use crate::model_files::ModelFiles;
@@ -189,9 +192,22 @@ async fn start_engine(
         let progress = &mut |done, total| app.startup.progress(done, total);
         let backend: Box<dyn Backend> = match draft {
             None => {
-                let mut backend = TorchBackend::load(&fetched.dir, &options, progress)?;
+                // The cache proper is made when it is known what is left for it; warming up takes the padding block alone.
+                let small = LoadOptions { kv_cache_bytes: 2 * sized.block_bytes, ..options };
+                let mut backend = TorchBackend::load(&fetched.dir, &small, progress)?;
                 app.startup.enter(Phase::WarmingUp);
+                let before = device.gpu_memory();
                 backend.warm_up()?;
+                app.startup.enter(Phase::SizingCache);
+                let measured = measure(&settings, device, &backend, before);
+                let Sized { plan, kv_cache_bytes, least_bytes, block_bytes, .. } = &sized;
+                backend.resize_cache(cache_size::kv_cache_bytes(
+                    plan,
+                    *kv_cache_bytes,
+                    *least_bytes,
+                    *block_bytes,
+                    &measured,
+                )?)?;
                 Box::new(backend)
             }
             Some(draft) => {
@@ -221,10 +237,42 @@ async fn start_engine(
     Ok(engine::start(observer, build).await?)
 }
 
+/// What there is after loading and warming up; `before` is the GPU's memory between the two.
+fn measure(
+    settings: &EngineConfig,
+    device: ComputeDevice,
+    backend: &TorchBackend,
+    before: Option<GpuMemory>,
+) -> Measured {
+    let after = device.gpu_memory();
+    let left_bytes = match after {
+        // What the share leaves to others is not for the cache.
+        Some(GpuMemory { free, total }) => {
+            let share = settings.gpu_memory_utilization.unwrap_or(DEFAULT_GPU_MEMORY_UTILIZATION);
+            let others = match settings.kv_cache_bytes {
+                Some(_) => 0,
+                None => total - gpu_budget_bytes(total, total, share),
+            };
+            Some(free.saturating_sub(others))
+        }
+        None => device.available_memory(),
+    };
+    Measured {
+        device: device.kind(),
+        weight_bytes: backend.weight_bytes(),
+        activation_bytes: before.zip(after).map(|(before, after)| before.free.saturating_sub(after.free)),
+        left_bytes,
+    }
+}
+
 /// What the engine is built with.
 struct Sized {
     plan: Plan,
     kv_cache_bytes: u64,
+    /// Bytes of one sequence of full length in the cache, padding block included.
+    least_bytes: u64,
+    /// Bytes of one block, all layers together.
+    block_bytes: u64,
     max_sequences: u32,
     max_batched_tokens: u32,
 }
@@ -327,7 +375,7 @@ fn size_within(
             ),
         });
     }
-    Ok(Sized { plan, kv_cache_bytes, max_sequences, max_batched_tokens })
+    Ok(Sized { plan, kv_cache_bytes, least_bytes: least, block_bytes, max_sequences, max_batched_tokens })
 }
 
 /// CPUs that this process may use, its container's quota included: libtorch itself would count the machine's.
