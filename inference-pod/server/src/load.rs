@@ -7,9 +7,7 @@ mod encode;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fairlead_backend_torch::{
-    ComputeDevice, DeviceRequest, GpuMemory, LoadError, LoadOptions, TorchBackend,
-};
+use fairlead_backend_torch::{ComputeDevice, DeviceRequest, GpuMemory, LoadError, LoadOptions, TorchBackend};
 use fairlead_engine::backend::Backend;
 use fairlead_engine::engine::{self, EngineHandle, EngineOptions, EngineParts, StartError};
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
