@@ -14,8 +14,8 @@ use std::time::Instant;
 use fairlead_backend_torch::{ComputeDevice, DeviceRequest, LoadOptions, TorchBackend};
 use fairlead_engine::backend::{AdapterId, Backend, SampleRequest, SequenceStep, StepBatch};
 use fairlead_engine::sampling::SamplingOptions;
-use fairlead_model::ModelConfig;
 use fairlead_model::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Projection};
+use fairlead_model::{LoadQuantization, ModelConfig};
 use serde_json::{Map, Value, json};
 
 const BLOCK_TOKENS: u32 = 16;
@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = LoadOptions {
         device: ComputeDevice::start(DeviceRequest::Auto, None)?,
         dtype: None,
+        quantization: LoadQuantization::None,
         block_tokens: BLOCK_TOKENS,
         kv_cache_bytes: 1 << 29,
         max_batched_tokens: 512,

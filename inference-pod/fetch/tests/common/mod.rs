@@ -76,7 +76,8 @@ pub fn write_model(dir: &Path, hidden: u32, seed: u8) {
     let config = config_json(hidden, 2);
     fs::create_dir_all(dir).expect("a folder");
     let parsed = ModelConfig::parse(config.as_bytes()).expect("is a config");
-    let tensors: Vec<(String, Vec<u64>)> = parsed.tensors().into_iter().map(|t| (t.name, t.shape)).collect();
+    let tensors: Vec<(String, Vec<u64>)> =
+        parsed.tensors().expect("nothing is packed").into_iter().map(|t| (t.name, t.shape)).collect();
     fs::write(dir.join("config.json"), config).expect("is written");
     fs::write(dir.join("tokenizer.json"), format!(r#"{{"version":"1.0","seed":{seed}}}"#))
         .expect("is written");
