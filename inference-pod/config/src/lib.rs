@@ -83,16 +83,17 @@ pub struct KvCacheConfig {
     pub disk: Option<DiskTierConfig>,
 }
 
-/// Bytes of main memory that blocks on their way to and from a disk may take, where the host tier is not so large that a
-/// quarter of it is more.
+/// Bytes of main memory that blocks on their way between tiers may take, where the host tier is not so large that a quarter
+/// of it is more.
 const TRANSIT_BYTES: u64 = 256 << 20;
 
 impl KvCacheConfig {
-    /// Bytes of main memory for blocks on their way to and from the disk; 0 without that tier.
+    /// Bytes of main memory for blocks on their way between tiers; 0 where there are none.
     #[must_use]
     pub fn transit_bytes(&self) -> u64 {
-        let most = TRANSIT_BYTES.max(self.host_bytes.unwrap_or(0) / 4);
-        self.disk.as_ref().map_or(0, |disk| disk.bytes.min(most))
+        let host = self.host_bytes.unwrap_or(0);
+        let disk = self.disk.as_ref().map_or(0, |disk| disk.bytes);
+        host.saturating_add(disk).min(TRANSIT_BYTES.max(host / 4))
     }
 
     /// Bytes of main memory that the tiers take beside weights and cache: the host tier, and what is on its way.

@@ -137,7 +137,7 @@ fn options() -> EngineOptions {
         max_model_len: 200,
         max_queued: 8,
         max_adapters: 2,
-        tiers: fairlead_engine::tiers::TierOptions { host_bytes: None, disk: None },
+        tiers: fairlead_engine::tiers::TierOptions { host_bytes: None, disk: None, transit_bytes: 0 },
     }
 }
 

@@ -29,7 +29,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     prefix_sharing: true,
     max_queued: 8,
     max_adapters: 0,
-    tiers: TierOptions { host_bytes: None, disk: None },
+    tiers: TierOptions { host_bytes: None, disk: None, transit_bytes: 0 },
 };
 
 fn request(prompt: Vec<u32>, max_new_tokens: u32) -> GenerationRequest {

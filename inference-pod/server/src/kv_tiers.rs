@@ -16,7 +16,7 @@ use crate::memory;
 const LAYOUT: u32 = 1;
 
 /// Refuses tiers that main memory has no room for. `engine_bytes` is what else the process keeps there: on a CPU weights,
-/// activations and cache. `budget_bytes` leaves a margin for what no plan counts; a tier's bytes are exact and need none.
+/// activations and cache. `budget_bytes` leaves a margin for what no plan counts; that is for the process to use.
 ///
 /// # Errors
 /// [`FatalError`] with the numbers.
@@ -26,14 +26,14 @@ pub fn require_memory(
     budget_bytes: u64,
 ) -> Result<(), FatalError> {
     let tiers = settings.tier_memory_bytes();
-    let left = memory::without_margin(budget_bytes.saturating_sub(engine_bytes));
+    let left = memory::without_margin(budget_bytes).saturating_sub(engine_bytes);
     if tiers <= left {
         return Ok(());
     }
     Err(FatalError {
         reason: Reason::DoesNotFit,
         message: format!(
-            "kvCache.hostBytes: the tiers take {tiers} bytes of main memory ({} of them on the way to and from the disk), but \
+            "kvCache.hostBytes: the tiers take {tiers} bytes of main memory ({} of them for blocks on their way), but \
              beside {engine_bytes} bytes of weights, activations and cache only {left} are free; lower it to {} or less, or \
              give more memory",
             settings.transit_bytes(),
@@ -75,12 +75,8 @@ fn options(settings: &KvCacheConfig, fingerprint: [u8; 32]) -> TierOptions {
     let disk = settings.disk.as_ref();
     TierOptions {
         host_bytes: settings.host_bytes,
-        disk: disk.map(|disk| DiskOptions {
-            path: disk.path.clone(),
-            bytes: disk.bytes,
-            transit_bytes: settings.transit_bytes(),
-            fingerprint,
-        }),
+        disk: disk.map(|disk| DiskOptions { path: disk.path.clone(), bytes: disk.bytes, fingerprint }),
+        transit_bytes: settings.transit_bytes(),
     }
 }
 
@@ -155,7 +151,7 @@ mod tests {
 
     #[test]
     fn tiers_must_fit_beside_the_engine() {
-        let (host, both) = (settings(Some(900 * MIB), None), settings(Some(900 * MIB), Some(10_000 * MIB)));
+        let (host, both) = (settings(Some(744 * MIB), None), settings(Some(745 * MIB), Some(10_000 * MIB)));
         // A budget is nine tenths of what is free, so 900 MiB stand for 1000.
         require_memory(&host, 0, 900 * MIB).unwrap();
         require_memory(&host, 900 * MIB, 1800 * MIB).unwrap();
@@ -163,7 +159,7 @@ mod tests {
         let error = require_memory(&host, 100 * MIB, 900 * MIB).unwrap_err();
         assert_eq!(error.reason, Reason::DoesNotFit);
         assert!(
-            error.message.contains("kvCache.hostBytes") && error.message.contains("943718400"),
+            error.message.contains("kvCache.hostBytes") && error.message.contains("1048576000"),
             "{error}"
         );
         let error = require_memory(&both, 0, 900 * MIB).unwrap_err().message;

@@ -7,6 +7,7 @@ mod adapters;
 mod handle;
 mod recovery;
 mod step_loop;
+mod tier_link;
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;

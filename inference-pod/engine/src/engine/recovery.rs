@@ -75,6 +75,9 @@ impl<B: Backend> Engine<B> {
                 "the backend reported non-finite logits of sequences {broken:?}, none of which runs"
             )));
         }
+        if let Some(tiers) = &mut self.tiers {
+            tiers.traffic.discard(&discarded.names);
+        }
         discarded.requests.into_iter().try_for_each(|id| self.fail(id, Failure::NonFinite))
     }
 

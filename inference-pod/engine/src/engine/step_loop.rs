@@ -10,12 +10,13 @@ use tokio::sync::mpsc;
 use super::adapters::{AdapterTable, gone};
 use super::handle::{Command, EngineHandle, Event, Failure, QueueSlot, Shared};
 use super::recovery::Stop;
+use super::tier_link::{IDLE_SAVING, SAVING_SHARE, TierLink};
 use super::{EngineParts, Load, Observer, StepReport};
 use crate::backend::{Backend, BackendError, Sampled};
 use crate::proposer::Proposer;
 use crate::scheduler::{Budget, Limits, State, StepPlan, Update, complete, schedule};
 use crate::sequence::RequestId;
-use crate::tiers::{TierError, TierStore, Wake};
+use crate::tiers::{TierError, TierStore, Traffic, Wake};
 
 pub(super) struct Client {
     pub(super) events: mpsc::Sender<Event>,
@@ -39,7 +40,7 @@ pub(super) struct Engine<B> {
     pub(super) quiet_steps: u32,
     pub(super) draining: bool,
     pub(super) adapters: AdapterTable,
-    pub(super) tiers: Option<TierStore>,
+    pub(super) tiers: Option<TierLink>,
     pub(super) started: Instant,
 }
 
@@ -66,7 +67,9 @@ impl<B: Backend> Engine<B> {
                 // A full channel wakes the engine as well.
                 drop(engine.upgrade().map(|engine| engine.try_send(Command::Wake)));
             });
-            TierStore::start(options.tiers, capacity.block_bytes, observer.tier_counters(), wake)?
+            let counters = observer.tier_counters();
+            let store = TierStore::start(options.tiers, capacity.block_bytes, counters, wake)?;
+            store.map(|store| TierLink::new(Traffic::new(store, capacity.blocks))).transpose()?
         };
         let shared = Arc::new(Shared { queued: AtomicUsize::new(0), dead: OnceLock::new() });
         let handle = EngineHandle {
@@ -119,6 +122,9 @@ impl<B: Backend> Engine<B> {
         let begun = Instant::now();
         self.state.set_time(begun - self.started);
         self.drop_the_gone(begun)?;
+        if let Some(tiers) = &mut self.tiers {
+            tiers.traffic.before_step(&mut self.state, begun);
+        }
         let mut plan = schedule(&mut self.state, self.budget)?;
         self.tell_the_admitted(&plan, begun);
         for (request, problem) in std::mem::take(&mut plan.failed) {
@@ -144,6 +150,7 @@ impl<B: Backend> Engine<B> {
             scheduling: (planned - begun) + executed.elapsed(),
             counts: self.state.take_counts(),
         });
+        self.save_blocks((executed - planned) / SAVING_SHARE);
         Ok(())
     }
 
@@ -167,6 +174,9 @@ impl<B: Backend> Engine<B> {
         match result {
             Ok(sampled) => {
                 let outcome = complete(&mut self.state, plan, sampled)?;
+                if let Some(tiers) = &mut self.tiers {
+                    tiers.traffic.note(outcome.registered);
+                }
                 self.send_updates(outcome.updates)?;
                 if let Some(proposer) = &mut self.proposer {
                     self.state.propose(&mut **proposer);
@@ -182,7 +192,9 @@ impl<B: Backend> Engine<B> {
 
     /// Takes every command that is there; waits for one when there is nothing else to do.
     fn take_commands(&mut self) -> Result<(), Stop> {
-        if self.state.is_idle() {
+        if self.state.is_idle() && self.tiers.as_ref().is_some_and(|tiers| tiers.traffic.is_behind()) {
+            self.save_blocks(IDLE_SAVING);
+        } else if self.state.is_idle() {
             if self.draining {
                 return Err(Stop::Drained);
             }
@@ -191,6 +203,9 @@ impl<B: Backend> Engine<B> {
                 Some(command) => self.take(command),
                 None => return Err(Stop::Drained),
             }
+        } else if self.state.is_held_up() {
+            self.report_load();
+            self.wait_for_tiers();
         }
         while let Ok(command) = self.commands.try_recv() {
             self.take(command);
@@ -198,7 +213,7 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    fn take(&mut self, command: Command) {
+    pub(super) fn take(&mut self, command: Command) {
         match command {
             Command::Drain => {
                 self.draining = true;
@@ -243,9 +258,6 @@ impl<B: Backend> Engine<B> {
 
     /// Drops a request wherever it is.
     pub(super) fn forget(&mut self, id: RequestId) -> Result<(), Stop> {
-        if let Some(tiers) = &mut self.tiers {
-            tiers.forget(id);
-        }
         self.state.abort(id)?;
         Ok(())
     }

@@ -9,7 +9,7 @@
 
 use super::sequence::Rank;
 use super::state::State;
-use crate::backend::BlockBytes;
+use crate::backend::{BlockBytes, BlockId};
 use crate::prefix_hash::BlockHash;
 use crate::sequence::RequestId;
 
@@ -43,6 +43,11 @@ impl State {
         let sequence = self.waiting.get(&sequence).filter(|sequence| !sequence.is_scoring())?;
         let in_pool = sequence.names.iter().take_while(|name| self.pool.find(name).is_some()).count();
         Some(WaitingPrefix { request: sequence.request_id, names: &sequence.names, in_pool })
+    }
+
+    /// The block that has this name at present.
+    pub fn block_of(&self, name: &BlockHash) -> Option<BlockId> {
+        self.pool.find(name)
     }
 
     /// Holds a waiting sequence back, or lets it go; others behind it are admitted meanwhile. Whoever holds one must let it

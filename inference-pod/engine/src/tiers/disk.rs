@@ -1,7 +1,7 @@
 //! The tier in a folder: a thread that reads and writes files, and the queue to it.
 //!
 //! The thread locks the folder ([`super::folder`]). While another process has it, such as the pod that this one replaces, the
-//! tier is empty and takes nothing; the lock is tried again every few seconds.
+//! tier is empty and takes nothing; the lock is tried again twice a second.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ pub const THREAD_NAME: &str = "fairlead-kv-disk";
 /// Fetches that may wait for the thread.
 const QUEUED_FETCHES: usize = 256;
 /// Between two attempts to lock the folder.
-const LOCK_PAUSE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(500);
 /// After a write failed: a disk that is full or broken stays so for a while.
 const WRITE_PAUSE: Duration = Duration::from_secs(30);
 /// Without anything to do.
@@ -68,10 +68,9 @@ impl Drop for Read {
     }
 }
 
-struct Write {
-    block: BlockHash,
-    parent: Option<BlockHash>,
-    bytes: BlockBytes,
+enum Write {
+    Put { block: BlockHash, parent: Option<BlockHash>, bytes: BlockBytes },
+    Remove(BlockHash),
 }
 
 /// The way to the thread. Dropping it lets the thread write what is queued, and end.
@@ -90,7 +89,7 @@ impl Drop for DiskTier {
 }
 
 impl DiskTier {
-    /// Starts the thread. `wake` is called on it whenever a fetch is done.
+    /// Starts the thread. At most `queued_bytes` of blocks wait to be written, but one may always. `wake` is called on it whenever a fetch is done.
     ///
     /// # Errors
     /// [`TierError`] for a size that holds no block, or a folder that cannot be made or written. That another process has
@@ -98,6 +97,7 @@ impl DiskTier {
     pub fn start(
         options: DiskOptions,
         block_bytes: u64,
+        queued_bytes: u64,
         counters: Arc<TierCounters>,
         wake: Wake,
     ) -> Result<Self, TierError> {
@@ -106,7 +106,7 @@ impl DiskTier {
             return Err(TierError::TooSmall { field: "kvCache.disk.bytes", bytes: options.bytes, least });
         }
         folder::prepare(&options.path)?;
-        let writes = options.transit_bytes / 2 / block_bytes.max(1);
+        let writes = queued_bytes / block_bytes.max(1);
         let queue =
             Arc::new(Queue::new(QUEUED_FETCHES, usize::try_from(writes).unwrap_or(usize::MAX).max(1)));
         let (contents, is_open) = (Contents::new(&options), Arc::new(AtomicBool::new(false)));
@@ -165,9 +165,14 @@ impl DiskTier {
         }
     }
 
+    /// Has a block removed, behind whatever may be about to write it. Where the queue is full it stays.
+    pub fn remove(&self, block: BlockHash) {
+        let _ = self.queue.write(Write::Remove(block));
+    }
+
     /// Has a block written, if there is room in the queue.
     pub fn put(&self, block: BlockHash, parent: Option<BlockHash>, bytes: BlockBytes) {
-        if !self.is_open() || self.queue.write(Write { block, parent, bytes }).is_err() {
+        if !self.is_open() || self.queue.write(Write::Put { block, parent, bytes }).is_err() {
             add(&self.counters.disk.skipped, 1);
         }
     }
@@ -221,11 +226,15 @@ impl Worker {
     }
 
     fn write(&mut self, folder: &mut Folder, write: &Write) {
+        let (block, parent, bytes) = match write {
+            Write::Remove(block) => return folder.remove(block),
+            Write::Put { block, parent, bytes } => (block, parent, bytes),
+        };
         if self.quiet_until.is_some_and(|until| Instant::now() < until) {
             add(&self.counters.disk.skipped, 1);
             return;
         }
-        let went_well = folder.write(&write.block, write.parent.as_ref(), &write.bytes);
+        let went_well = folder.write(block, parent.as_ref(), bytes);
         self.quiet_until = (!went_well).then(|| Instant::now() + WRITE_PAUSE);
     }
 

@@ -242,6 +242,18 @@ impl Folder {
         outcome.is_ok()
     }
 
+    /// Removes a block that is not to be read any more.
+    pub fn remove(&mut self, block: &BlockHash) {
+        let key = self.contents.key(block);
+        let removed = self.contents.lock().remove(&key);
+        if let Some(stored) = removed
+            && let Err(error) = self.remove_file(&key, &stored)
+        {
+            self.complaint.say(|| format!("a file could not be removed: {error}"));
+        }
+        self.report_size();
+    }
+
     fn report_size(&self) {
         let index = self.contents.lock();
         self.counters.disk.set_size(index.len(), index.bytes());
@@ -290,8 +302,7 @@ mod tests {
         fn new(blocks: u64) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let bytes = blocks * file_bytes(BLOCK_BYTES);
-            let options =
-                DiskOptions { path: dir.path().to_owned(), bytes, transit_bytes: 0, fingerprint: [1; 32] };
+            let options = DiskOptions { path: dir.path().to_owned(), bytes, fingerprint: [1; 32] };
             Self { dir, options, counters: Arc::default() }
         }
 

@@ -39,6 +39,11 @@ impl HostTier {
         (!gone.iter().any(|(name, _)| *name == block)).then_some(gone.len())
     }
 
+    /// Takes a block out.
+    pub fn remove(&mut self, block: &BlockHash) {
+        self.blocks.remove(block);
+    }
+
     /// Marks a run of blocks as used now.
     pub fn touch(&mut self, run: impl IntoIterator<Item = BlockHash>) {
         self.blocks.touch(run);

@@ -9,8 +9,9 @@
 //!   restart.
 //! - [`index`] decides what either gives up: the block used longest ago that no other block there continues, so that a
 //!   prefix outlives its continuations.
-//! - [`store`] is the front: the engine's thread looks blocks up in it, asks for what lies on disk while a sequence waits,
-//!   and hands it what has been computed. It never waits for a disk.
+//! - [`store`] is the front of both: blocks are looked up in it, asked for where they lie on disk, and handed to it once
+//!   computed. It never waits for a disk.
+//! - [`traffic`] goes between it and the scheduler, step by step.
 //! - [`counters`] are the numbers for metrics.
 //!
 //! Called by [`crate::engine`] only. Must not know a tensor.
@@ -24,21 +25,15 @@ pub mod host;
 pub mod index;
 pub mod queue;
 pub mod store;
+pub mod traffic;
 
 pub use counters::{Tier, TierCounters, TierSnapshot};
 pub use store::{TierStore, Wake};
+pub use traffic::Traffic;
 
 use std::path::PathBuf;
 
-/// Names a block by all that its keys and values depend on within one model: the tokens up to its end, adapter and salt.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BlockHash(pub [u8; 32]);
-
-impl std::fmt::Debug for BlockHash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", blake3::Hash::from_bytes(self.0).to_hex())
-    }
-}
+use crate::prefix_hash::BlockHash;
 
 /// Sizes of the tiers. Both absent: there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +42,9 @@ pub struct TierOptions {
     pub host_bytes: Option<u64>,
     /// A folder.
     pub disk: Option<DiskOptions>,
+    /// Bytes of main memory for blocks on their way: a quarter for those that wait to be written to disk, the rest for those
+    /// that wait with their sequences to be admitted. A block or two are always let through.
+    pub transit_bytes: u64,
 }
 
 /// The tier on disk.
@@ -56,9 +54,6 @@ pub struct DiskOptions {
     pub path: PathBuf,
     /// Most bytes of files in it.
     pub bytes: u64,
-    /// Bytes of main memory for blocks on their way: half for those that wait to be written, half for those that have been
-    /// fetched and wait for their sequences. One block each is always let through.
-    pub transit_bytes: u64,
     /// Stands for all that decides a block's bytes but its tokens: weights, number type, layout, the program's version. A
     /// block that was written under another one is never read.
     pub fingerprint: [u8; 32],

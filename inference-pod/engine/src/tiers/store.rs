@@ -11,7 +11,8 @@ use super::counters::{TierCounters, add};
 use super::disk::{DiskTier, Fetch};
 use super::host::HostTier;
 use super::{BlockHash, TierError, TierOptions};
-use crate::backend::{BlockBytes, SequenceId};
+use crate::backend::BlockBytes;
+use crate::scheduler::Rank;
 
 /// Called, on any thread, when something that was asked for has come.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -35,7 +36,7 @@ impl Drop for Fetching {
 pub struct TierStore {
     host: Option<HostTier>,
     disk: Option<DiskTier>,
-    fetching: HashMap<SequenceId, Fetching>,
+    fetching: HashMap<Rank, Fetching>,
     block_bytes: u64,
     staging_blocks: usize,
     counters: Arc<TierCounters>,
@@ -53,15 +54,15 @@ impl TierStore {
         counters: Arc<TierCounters>,
         wake: Wake,
     ) -> Result<Option<Self>, TierError> {
-        if options == TierOptions::default() {
+        if options.host_bytes.is_none() && options.disk.is_none() {
             return Ok(None);
         }
-        let transit = options.disk.as_ref().map_or(0, |disk| disk.transit_bytes);
-        let staging = transit / 2 / block_bytes.max(1);
+        let queued = options.transit_bytes / 4;
+        let staging = (options.transit_bytes - queued) / block_bytes.max(1);
         let host = options.host_bytes.map(|bytes| HostTier::new(bytes, block_bytes)).transpose()?;
         let disk = options
             .disk
-            .map(|disk| DiskTier::start(disk, block_bytes, Arc::clone(&counters), wake))
+            .map(|disk| DiskTier::start(disk, block_bytes, queued, Arc::clone(&counters), wake))
             .transpose()?;
         Ok(Some(Self {
             host,
@@ -121,20 +122,25 @@ impl TierStore {
         counter.set_size(host.len(), host.bytes());
     }
 
-    /// Has the blocks of `chain` from `from` on that lie on disk fetched for a sequence, as far as the run of blocks that
-    /// some tier has goes. Says whether anything is on its way: then the sequence had better wait.
+    /// Has the blocks of `chain` from `from` on that lie on disk fetched for a sequence, at most `most` of them, as far as the
+    /// run of blocks that some tier has goes. Says whether anything is on its way: then the sequence had better wait.
     ///
-    /// `chain` are the hashes of all full blocks of its prompt, `from` the first that the cache itself lacks.
-    pub fn fetch(&mut self, sequence: SequenceId, chain: &[BlockHash], from: usize, now: Instant) -> bool {
+    /// `chain` are the names of all full blocks of its prompt, `from` the first that the cache itself lacks.
+    pub fn fetch(
+        &mut self,
+        sequence: Rank,
+        chain: &[BlockHash],
+        from: usize,
+        most: usize,
+        now: Instant,
+    ) -> bool {
         let Some(disk) = &self.disk else { return false };
-        let staged: usize = self.fetching.values().map(|fetching| fetching.blocks).sum();
-        let room = self.staging_blocks.saturating_sub(staged);
         let mut wanted = Vec::new();
         for block in chain.iter().skip(from) {
             if self.host.as_ref().is_some_and(|host| host.contains(block)) {
                 continue;
             }
-            if wanted.len() == room || !disk.contains(block) {
+            if wanted.len() == most || !disk.contains(block) {
                 break;
             }
             wanted.push(*block);
@@ -148,9 +154,21 @@ impl TierStore {
         true
     }
 
+    /// Blocks that may be on their way or wait with their sequences.
+    #[must_use]
+    pub fn staging_blocks(&self) -> usize {
+        self.staging_blocks
+    }
+
+    /// Blocks that are on their way from the disk.
+    #[must_use]
+    pub fn fetching_blocks(&self) -> usize {
+        self.fetching.values().map(|fetching| fetching.blocks).sum()
+    }
+
     /// Whether a sequence still does well to wait for its fetch.
     #[must_use]
-    pub fn is_fetching(&self, sequence: SequenceId, now: Instant) -> bool {
+    pub fn is_fetching(&self, sequence: Rank, now: Instant) -> bool {
         let fetching = self.fetching.get(&sequence);
         fetching.is_some_and(|fetching| !fetching.fetch.is_done() && now < fetching.deadline)
     }
@@ -162,16 +180,16 @@ impl TierStore {
         open.map(|fetching| fetching.deadline).min()
     }
 
-    /// The run of blocks of `chain` from `from` on that can be had at once, for a sequence that is admitted now; its fetch
-    /// ends with this. What is missing is counted as such.
-    pub fn take(&mut self, sequence: SequenceId, chain: &[BlockHash], from: usize) -> Vec<BlockBytes> {
+    /// The run of blocks of `chain` from `from` on that can be had at once, at most `most`, for a sequence that will be
+    /// admitted soon; its fetch ends with this. What is missing is counted as such.
+    pub fn take(&mut self, sequence: Rank, chain: &[BlockHash], from: usize, most: usize) -> Vec<BlockBytes> {
         let fetching = self.fetching.remove(&sequence);
         let fetched: HashMap<BlockHash, BlockBytes> =
             fetching.map(|fetching| fetching.fetch.found().drain(..).collect()).unwrap_or_default();
         let wanted = chain.get(from..).unwrap_or_default();
         let mut run = Vec::new();
         let mut promoted = Vec::new();
-        for (index, block) in wanted.iter().enumerate() {
+        for (index, block) in wanted.iter().enumerate().take(most) {
             if let Some(bytes) = self.host.as_ref().and_then(|host| host.get(block)) {
                 run.push(Arc::clone(bytes));
             } else if let Some(bytes) = fetched.get(block) {
@@ -209,8 +227,28 @@ impl TierStore {
         }
     }
 
+    /// A block of the cache was not kept.
+    pub fn count_skipped(&self) {
+        let counters = &self.counters;
+        let tier = if self.host.is_some() { &counters.host } else { &counters.disk };
+        add(&tier.skipped, 1);
+    }
+
+    /// Forgets blocks whose contents are not to be used any more.
+    pub fn discard(&mut self, blocks: &[BlockHash]) {
+        for block in blocks {
+            if let Some(host) = &mut self.host {
+                host.remove(block);
+                self.counters.host.set_size(host.len(), host.bytes());
+            }
+            if let Some(disk) = &self.disk {
+                disk.remove(*block);
+            }
+        }
+    }
+
     /// Forgets a sequence that has gone.
-    pub fn forget(&mut self, sequence: SequenceId) {
+    pub fn forget(&mut self, sequence: Rank) {
         self.fetching.remove(&sequence);
     }
 }
@@ -224,6 +262,10 @@ mod tests {
 
     const BLOCK_BYTES: u64 = 16;
     const SOON: Duration = Duration::from_secs(30);
+
+    fn rank(number: u64) -> Rank {
+        Rank::new(0, number)
+    }
 
     fn hash(number: u8) -> BlockHash {
         BlockHash([number; 32])
@@ -245,9 +287,9 @@ mod tests {
             disk: disk.map(|(path, blocks)| DiskOptions {
                 path: path.to_owned(),
                 bytes: blocks * file_bytes(BLOCK_BYTES),
-                transit_bytes: 1 << 10,
                 fingerprint: [7; 32],
             }),
+            transit_bytes: 1 << 10,
         };
         let counters = Arc::new(TierCounters::default());
         let (sender, woken) = channel();
@@ -285,12 +327,12 @@ mod tests {
 
         fn fetch(&mut self, chain: &[BlockHash]) -> Vec<BlockBytes> {
             let now = Instant::now();
-            if self.store.fetch(1, chain, 0, now) {
+            if self.store.fetch(rank(1), chain, 0, usize::MAX, now) {
                 assert!(self.store.next_deadline().is_none_or(|deadline| deadline == now + PATIENCE));
                 self.woken.recv_timeout(SOON).unwrap();
-                assert!(!self.store.is_fetching(1, now));
+                assert!(!self.store.is_fetching(rank(1), now));
             }
-            self.store.take(1, chain, 0)
+            self.store.take(rank(1), chain, 0, usize::MAX)
         }
     }
 
@@ -303,10 +345,10 @@ mod tests {
         let mut bench = start(Some(4), None);
         bench.put([1, 2, 4]);
         assert!(!bench.store.lacks(&hash(1), None));
-        assert!(!bench.store.fetch(1, &chain(5), 0, Instant::now()));
-        assert_eq!(bench.store.take(1, &chain(5), 0), [bytes(1), bytes(2)]);
-        assert_eq!(bench.store.take(1, &chain(5), 1), [bytes(2)]);
-        assert!(bench.store.take(1, &chain(5), 5).is_empty());
+        assert!(!bench.store.fetch(rank(1), &chain(5), 0, usize::MAX, Instant::now()));
+        assert_eq!(bench.store.take(rank(1), &chain(5), 0, usize::MAX), [bytes(1), bytes(2)]);
+        assert_eq!(bench.store.take(rank(1), &chain(5), 1, usize::MAX), [bytes(2)]);
+        assert!(bench.store.take(rank(1), &chain(5), 5, usize::MAX).is_empty());
         let host = bench.counters.snapshot(Tier::Host);
         assert_eq!((host.blocks, host.bytes, host.stores), (3, 48, 3));
         assert_eq!((host.hits, host.misses, host.load_bytes), (3, 6, 48));
@@ -328,7 +370,7 @@ mod tests {
         let disk = bench.disk();
         assert_eq!((disk.hits, disk.misses, disk.load_bytes, disk.corrupt), (5, 1, 80, 0));
         // Main memory keeps the beginning of what did not fit.
-        assert_eq!(bench.store.take(2, &chain(6), 0), [bytes(1), bytes(2), bytes(3)]);
+        assert_eq!(bench.store.take(rank(2), &chain(6), 0, usize::MAX), [bytes(1), bytes(2), bytes(3)]);
         assert!(bench.store.lacks(&hash(4), Some(hash(3))), "main memory wants it, though the disk has it");
     }
 
@@ -362,14 +404,13 @@ mod tests {
         let options = DiskOptions {
             path: dir.path().to_owned(),
             bytes: 10 * file_bytes(BLOCK_BYTES),
-            transit_bytes: 1 << 10,
             fingerprint: [7; 32],
         };
-        let options = TierOptions { host_bytes: None, disk: Some(options) };
+        let options = TierOptions { host_bytes: None, disk: Some(options), transit_bytes: 0 };
         let counters = Arc::new(TierCounters::default());
         let mut second =
             TierStore::start(options, BLOCK_BYTES, Arc::clone(&counters), Arc::new(|| ())).unwrap().unwrap();
-        assert!(!second.fetch(1, &chain(1), 0, Instant::now()));
+        assert!(!second.fetch(rank(1), &chain(1), 0, usize::MAX, Instant::now()));
         assert!(!second.lacks(&hash(2), None), "there is nowhere to put it yet");
         second.put(hash(2), None, bytes(2), Duration::ZERO);
         assert_eq!(counters.snapshot(Tier::Disk).skipped, 1);
@@ -379,7 +420,7 @@ mod tests {
             assert!(begun.elapsed() < SOON, "the lock is tried again");
             std::thread::yield_now();
         }
-        assert!(second.fetch(1, &chain(1), 0, Instant::now()));
+        assert!(second.fetch(rank(1), &chain(1), 0, usize::MAX, Instant::now()));
     }
 
     #[test]
@@ -389,13 +430,13 @@ mod tests {
         bench.put(1..=3);
         bench.until(|bench| bench.disk().blocks == 3);
         let now = Instant::now();
-        assert!(bench.store.fetch(1, &chain(3), 0, now));
-        assert!(!bench.store.is_fetching(1, now + PATIENCE));
-        let run = bench.store.take(1, &chain(3), 0);
+        assert!(bench.store.fetch(rank(1), &chain(3), 0, usize::MAX, now));
+        assert!(!bench.store.is_fetching(rank(1), now + PATIENCE));
+        let run = bench.store.take(rank(1), &chain(3), 0, usize::MAX);
         assert!(run.iter().enumerate().all(|(index, found)| *found == bytes(index as u8 + 1)));
         assert!(bench.store.next_deadline().is_none());
-        bench.store.fetch(2, &chain(3), 0, now);
-        bench.store.forget(2);
+        bench.store.fetch(rank(2), &chain(3), 0, usize::MAX, now);
+        bench.store.forget(rank(2));
         assert!(bench.store.fetching.is_empty());
     }
 
@@ -403,14 +444,14 @@ mod tests {
     fn wrong_sizes_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let start = |host_bytes, disk: Option<u64>| {
-            let disk = disk.map(|bytes| DiskOptions {
-                path: dir.path().into(),
-                bytes,
-                transit_bytes: 0,
-                fingerprint: [0; 32],
-            });
+            let disk = disk.map(|bytes| DiskOptions { path: dir.path().into(), bytes, fingerprint: [0; 32] });
             let wake: Wake = Arc::new(|| ());
-            TierStore::start(TierOptions { host_bytes, disk }, BLOCK_BYTES, Arc::default(), wake)
+            TierStore::start(
+                TierOptions { host_bytes, disk, transit_bytes: 0 },
+                BLOCK_BYTES,
+                Arc::default(),
+                wake,
+            )
         };
         assert!(start(None, None).unwrap().is_none());
         let error = start(Some(15), None).err().unwrap().to_string();
