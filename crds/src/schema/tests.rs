@@ -132,6 +132,15 @@ fn good_objects_pass_the_rules() {
         let spec = json!({"model": {"uri": "hf://a/b"}, "engine": {"gpuMemoryUtilization": utilization}});
         assert_eq!(refusals("modeldeployments", &deployment(&spec)), Vec::<String>::new());
     }
+    for tiers in [
+        json!([]),
+        json!([{"name": "host", "memory": "32Gi"}]),
+        json!([{"name": "host", "memory": "0.5Gi"}, {"name": "disk", "size": "200Gi", "volume": {"claim": "kv"}}]),
+        json!([{"name": "disk", "size": "1e11", "volume": {"emptyDir": {}}}]),
+    ] {
+        let spec = json!({"model": {"uri": "hf://a/b"}, "kvCache": {"prefixSharing": true, "tiers": tiers}});
+        assert_eq!(refusals("modeldeployments", &deployment(&spec)), Vec::<String>::new());
+    }
     let spec = json!({"model": {"uri": "hf://a/b"}, "update": {"maxSurge": 0}});
     assert_eq!(refusals("modeldeployments", &deployment(&spec)), Vec::<String>::new());
     for backends in [
@@ -155,6 +164,32 @@ fn bad_objects_are_refused_with_the_field_and_the_remedy() {
         (json!({"model": model, "engine": {"gpuMemoryUtilization": "0"}}), "above 0 and at most 1"),
         (json!({"model": model, "engine": {"gpuMemoryUtilization": "1.1"}}), "above 0 and at most 1"),
         (json!({"model": model, "update": {"maxSurge": 0, "maxUnavailable": 0}}), "must not both be 0"),
+        (
+            json!({"model": model, "kvCache": {"prefixSharing": false, "tiers": [{"name": "host", "memory": "1Gi"}]}}),
+            "set it to true or leave the tiers out",
+        ),
+        (
+            json!({"model": model,
+                   "kvCache": {"tiers": [{"name": "disk", "size": "1Gi"}, {"name": "host", "memory": "1Gi"}]}}),
+            "host comes before disk",
+        ),
+        (json!({"model": model, "kvCache": {"tiers": [{"name": "host"}]}}), "the tier host has memory"),
+        (
+            json!({"model": model, "kvCache": {"tiers": [{"name": "host", "memory": "0Gi"}]}}),
+            "positive quantity",
+        ),
+        (
+            json!({"model": model, "kvCache": {"tiers": [{"name": "disk", "size": "-1Gi"}]}}),
+            "positive quantity",
+        ),
+        (
+            json!({"model": model, "kvCache": {"tiers": [{"name": "disk", "size": "1Gi", "memory": "1Gi"}]}}),
+            "the tier disk has size",
+        ),
+        (
+            json!({"model": model, "kvCache": {"tiers": [{"name": "disk", "size": "1Gi", "volume": {}}]}}),
+            "either claim or emptyDir",
+        ),
     ] {
         let refusals = refusals("modeldeployments", &deployment(&spec));
         assert!(refusals.iter().any(|refusal| refusal.contains(part)), "{spec}: {refusals:?}");

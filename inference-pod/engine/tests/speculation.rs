@@ -30,7 +30,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     prefix_sharing: true,
     max_queued: 64,
     max_adapters: 2,
-    tiers: TierOptions { host_bytes: None, disk: None },
+    tiers: TierOptions { host_bytes: None, disk: None, transit_bytes: 0 },
 };
 
 /// A draft model that is sometimes wrong, and sometimes has no finite numbers.

@@ -8,6 +8,7 @@ pub mod build;
 pub mod controller;
 pub mod dereference;
 pub mod inspection;
+pub mod kv_tiers;
 pub mod observe;
 pub mod plan;
 pub mod status;

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 
+use super::kv_tiers::{self, KvTiers};
 use crate::config::Settings;
 use crate::error::Error;
 use crate::quantity;
@@ -47,6 +48,8 @@ pub struct ValidatedModelDeployment {
     pub adapters: BTreeMap<String, SourceUri>,
     /// How the engine runs.
     pub engine: Engine,
+    /// How keys and values are kept beyond the cache itself.
+    pub kv_tiers: KvTiers,
     /// What a replica gets.
     pub resources: Resources,
     /// Where replicas may run.
@@ -156,6 +159,7 @@ pub fn validate(object: &ModelDeployment, settings: &Settings) -> Result<Validat
         owner: owner(object)?,
         task: *task,
         engine: validate_engine(*task, engine, kv_cache, &resources)?,
+        kv_tiers: kv_tiers::validate(kv_cache)?,
         pod: validate_pod(pod_template, &source, secret.as_deref(), settings),
         source,
         secret,
@@ -177,7 +181,7 @@ fn owner(object: &ModelDeployment) -> Result<OwnerReference, Error> {
     Ok(OwnerReference { block_owner_deletion: Some(true), ..owner })
 }
 
-fn invalid(message: impl Into<String>) -> Error {
+pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::invalid(stalled::INVALID_SPEC, message)
 }
 
@@ -287,7 +291,8 @@ fn validate_engine(
 ) -> Result<Engine, Error> {
     let EngineSpec { dtype, max_model_len, max_sequences, max_batched_tokens, gpu_memory_utilization } =
         engine;
-    let KvCacheSpec { block_tokens } = kv_cache;
+    // The rest is `kv_tiers`' business.
+    let KvCacheSpec { block_tokens, prefix_sharing: _, tiers: _ } = kv_cache;
     let device = if resources.gpus > 0 { DeviceKind::Gpu } else { DeviceKind::Cpu };
     let (sequences, batched_tokens) = match (task, device) {
         (Task::Generate, DeviceKind::Gpu) => (256, 8192),
@@ -296,9 +301,9 @@ fn validate_engine(
         (Task::Embed | Task::Rerank, DeviceKind::Gpu) => (1024, 16_384),
         (Task::Embed | Task::Rerank, DeviceKind::Cpu) => (256, 1024),
     };
-    if task != Task::Generate && block_tokens.is_some() {
+    if task != Task::Generate && *kv_cache != KvCacheSpec::default() {
         return Err(invalid(format!(
-            "spec.kvCache.blockTokens is for models that continue text; with spec.task {task:?} leave it out"
+            "spec.kvCache is for models that continue text; with spec.task {task:?} leave it out"
         )));
     }
     let block_tokens = block_tokens.unwrap_or(16);

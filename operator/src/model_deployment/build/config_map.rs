@@ -10,8 +10,7 @@ use std::path::PathBuf;
 use fairlead_crds::model_deployment::{ModelPlan, Task as SpecTask};
 use fairlead_fetch::SourceUri;
 use fairlead_inference_config::{
-    AdapterConfig, Device, Dtype, EngineConfig, InferenceConfig, KvCacheConfig, ModelConfig, Quantization,
-    ServerConfig, Task,
+    AdapterConfig, Device, Dtype, EngineConfig, InferenceConfig, ModelConfig, Quantization, ServerConfig, Task,
 };
 use fairlead_model::{DeviceKind, RunDtype};
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
@@ -85,7 +84,7 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
             SpecTask::Embed => Task::Embed,
             SpecTask::Rerank => Task::Rerank,
         },
-        kv_cache: KvCacheConfig::default(),
+        kv_cache: validated.kv_tiers.config.clone(),
         adapters: validated.adapters.iter().map(adapter).collect(),
         speculation: None,
         server: ServerConfig {

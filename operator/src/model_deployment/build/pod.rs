@@ -74,6 +74,14 @@ pub fn template(
         ..Volume::default()
     });
     volumes.push(scratch("tmp"));
+    volumes.extend(validated.kv_tiers.volume());
+    let mut base = base(validated);
+    if validated.kv_tiers.needs_group()
+        && let Some(context) = &mut base.security_context
+    {
+        context.fs_group = Some(USER);
+        context.fs_group_change_policy = Some("OnRootMismatch".to_owned());
+    }
     let spec = PodSpec {
         containers: vec![engine(validated, image, settings)],
         init_containers: copy_containers(&validated.source, image),
@@ -81,7 +89,7 @@ pub fn template(
         termination_grace_period_seconds: Some(*grace_seconds),
         priority_class_name: priority_class_name.clone(),
         topology_spread_constraints: Some(spread(validated)),
-        ..base(validated)
+        ..base
     };
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -151,17 +159,25 @@ fn engine(validated: &ValidatedModelDeployment, image: &str, settings: &Settings
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        resources: Some(resources(&validated.resources)),
+        resources: Some(resources(
+            &validated.resources,
+            validated.kv_tiers.container_memory(&validated.resources),
+        )),
         readiness_probe: probe("/readyz", 2, 3, 2),
         // Answered from the first moment, also during a long fetch, so that no start-up probe is needed.
         liveness_probe: probe("/healthz", 10, 5, 6),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         security_context: Some(restricted()),
-        volume_mounts: Some(vec![
-            mount(CONFIG_VOLUME, CONFIG_DIR, true),
-            mount("models", MODELS_DIR, !matches!(validated.source, SourceUri::Hub { .. })),
-            mount("tmp", SCRATCH_DIR, false),
-        ]),
+        volume_mounts: Some(
+            [
+                mount(CONFIG_VOLUME, CONFIG_DIR, true),
+                mount("models", MODELS_DIR, !matches!(validated.source, SourceUri::Hub { .. })),
+                mount("tmp", SCRATCH_DIR, false),
+            ]
+            .into_iter()
+            .chain(validated.kv_tiers.mount())
+            .collect(),
+        ),
         ..Container::default()
     }
 }
@@ -213,10 +229,10 @@ fn environment(validated: &ValidatedModelDeployment, settings: &Settings) -> Opt
     (!env.is_empty()).then_some(env)
 }
 
-fn resources(resources: &Resources) -> ResourceRequirements {
-    let Resources { gpus, gpu_resource, gpu_memory_bytes: _, cpu, memory, memory_bytes: _ } = resources;
+fn resources(resources: &Resources, memory: Quantity) -> ResourceRequirements {
+    let Resources { gpus, gpu_resource, gpu_memory_bytes: _, cpu, memory: _, memory_bytes: _ } = resources;
     // No limit on CPU: an engine that is throttled in the middle of a step keeps everybody waiting.
-    let mut limits = BTreeMap::from([("memory".to_owned(), memory.clone())]);
+    let mut limits = BTreeMap::from([("memory".to_owned(), memory)]);
     if *gpus > 0 {
         limits.insert(gpu_resource.clone(), Quantity(gpus.to_string()));
     }

@@ -39,6 +39,30 @@ fn contradictions_name_the_field_and_the_remedy() {
         ("{model: {uri: 'hf://a/b'}, kvCache: {blockTokens: 8}}", "spec.kvCache.blockTokens"),
         ("{task: Embed, model: {uri: 'hf://a/b'}, kvCache: {blockTokens: 16}}", "spec.kvCache.blockTokens"),
         (
+            "{model: {uri: 'hf://a/b'}, kvCache: {prefixSharing: false, tiers: [{name: host, memory: 1Gi}]}}",
+            "spec.kvCache.prefixSharing",
+        ),
+        ("{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: host}]}}", "memory of the tier host is absent"),
+        ("{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: host, memory: '0'}]}}", "positive"),
+        (
+            "{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: host, memory: 1Gi, size: 1Gi}]}}",
+            "neither size",
+        ),
+        ("{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: disk, memory: 1Gi, size: 1Gi}]}}", "no memory"),
+        ("{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: disk, size: '-1'}]}}", "size of the tier disk"),
+        (
+            "{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: disk, size: 1Gi, volume: {}}]}}",
+            "either claim",
+        ),
+        (
+            "{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: disk, size: 1Gi}, {name: host, memory: 1Gi}]}}",
+            "host comes before disk",
+        ),
+        (
+            "{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: host, memory: 1Gi}, {name: host, memory: 1Gi}]}}",
+            "host twice",
+        ),
+        (
             "{model: {uri: 'hf://a/b'}, engine: {gpuMemoryUtilization: '1.5'}}",
             "spec.engine.gpuMemoryUtilization",
         ),
@@ -78,6 +102,27 @@ fn the_budget_is_a_share_of_memory_or_of_the_smallest_gpu() {
         "{model: {uri: 'hf://a/b'}, resources: {gpus: 1, gpuMemory: 80Gi}, engine: {gpuMemoryUtilization: '0.5'}}",
     );
     assert_eq!(plan::memory_budget(&said, &[]).unwrap(), 40 << 30);
+}
+
+#[test]
+fn tiers_add_to_the_containers_memory_and_not_to_the_plans() {
+    let tiered = |tiers: &str| {
+        spec(&format!(
+            "{{model: {{uri: 'hf://a/b'}}, resources: {{memory: 10Gi}}, kvCache: {{tiers: {tiers}}}}}"
+        ))
+    };
+    for (tiers, memory) in [
+        ("[]", "10Gi"),
+        ("[{name: host, memory: 512Mi}]", "11008Mi"),
+        ("[{name: host, memory: 8Gi}]", "20480Mi"),
+        ("[{name: disk, size: 100Gi}]", "10496Mi"),
+    ] {
+        let validated = tiered(tiers);
+        assert_eq!(validated.kv_tiers.container_memory(&validated.resources).0, memory, "{tiers}");
+        assert_eq!(plan::memory_budget(&validated, &[]).unwrap(), (10_u64 << 30) / 10 * 9);
+    }
+    let config = tiered("[{name: disk, size: 100Gi, volume: {emptyDir: {}}}]").kv_tiers.config;
+    assert_eq!(config.disk.unwrap().bytes, (100_u64 << 30) / 100 * 95);
 }
 
 #[test]
