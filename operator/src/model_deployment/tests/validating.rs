@@ -37,7 +37,7 @@ fn contradictions_name_the_field_and_the_remedy() {
         ("{model: {uri: 'hf://a/b'}, replicas: -1}", "spec.replicas"),
         ("{model: {uri: 'hf://a/b'}, update: {maxSurge: 0, maxUnavailable: 0}}", "set one to 1"),
         ("{model: {uri: 'hf://a/b'}, kvCache: {blockTokens: 8}}", "spec.kvCache.blockTokens"),
-        ("{task: Embed, model: {uri: 'hf://a/b'}, kvCache: {blockTokens: 16}}", "spec.kvCache.blockTokens"),
+        ("{task: Embed, model: {uri: 'hf://a/b'}, kvCache: {blockTokens: 16}}", "spec.kvCache is for models"),
         (
             "{model: {uri: 'hf://a/b'}, kvCache: {prefixSharing: false, tiers: [{name: host, memory: 1Gi}]}}",
             "spec.kvCache.prefixSharing",
