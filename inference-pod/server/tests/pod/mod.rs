@@ -1,6 +1,5 @@
 //! A model's folder and a running `fairlead-inference`, for tests.
 #![allow(dead_code)] // each test program uses its own share
-#![allow(dead_code)] // each test program uses its own share
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
