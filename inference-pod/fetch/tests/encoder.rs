@@ -58,8 +58,7 @@ async fn an_encoder_is_inspected_and_fetched_with_the_files_around_it() {
         .expect("is written");
     let changed = SourceUri::Folder { path: scene.cache.path().to_owned() };
     let options = FetchOptions { digest: fetched.digest, ..FetchOptions::default() };
-    let error =
-        fetch(&changed, &scene.client(), scene.cache.path(), &options).await.err().expect("is refused");
+    let error = fetch(&changed, &scene.client(), scene.cache.path(), &options).await.expect_err("is refused");
     assert_eq!(error.reason(), Reason::ModelInvalid);
 }
 
