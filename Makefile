@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 CARGO := . scripts/env.sh && cargo
 E2E := . scripts/env.sh && target/release/fairlead-e2e
 
-.PHONY: help quickstart test test-unit test-e2e build verify fuzz generate cluster-up cluster-down images install
+.PHONY: help quickstart test test-unit test-e2e build verify fuzz bench-engine generate cluster-up cluster-down images install
 
 help: ## Show this list
 	grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -69,8 +69,6 @@ images: build ## Build the images and load them into the cluster (or push them t
 
 install: e2e-tool ## Install or upgrade the charts
 	$(E2E) install
-
-.PHONY: bench-engine
 bench-engine: setup ## Measure our engine beside transformers and llama.cpp on this CPU; QUICK=1 for a first look
 	$(CARGO) build --release --package fairlead-inference --bins
 	. scripts/env.sh
