@@ -69,6 +69,7 @@ images: build ## Build the images and load them into the cluster (or push them t
 
 install: e2e-tool ## Install or upgrade the charts
 	$(E2E) install
+
 bench-engine: setup ## Measure our engine beside transformers and llama.cpp on this CPU; QUICK=1 for a first look
 	$(CARGO) build --release --package fairlead-inference --bins
 	. scripts/env.sh
