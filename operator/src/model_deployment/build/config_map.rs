@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use fairlead_crds::model_deployment::{ModelPlan, Task as SpecTask};
 use fairlead_fetch::SourceUri;
 use fairlead_inference_config::{
-    AdapterConfig, Device, Dtype, EngineConfig, InferenceConfig, ModelConfig, Quantization, ServerConfig, Task,
+    AdapterConfig, Device, Dtype, EngineConfig, InferenceConfig, ModelConfig, Quantization, ServerConfig,
+    Task,
 };
 use fairlead_model::{DeviceKind, RunDtype};
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
