@@ -1,8 +1,9 @@
-//! Prints what a model's weights take in memory, in full and quantised while they are loaded, and how far answers move.
+//! Prints what a model's weights take in memory, in full or quantised while they are loaded, and how far answers move.
 //!
-//!     cargo run -p fairlead-backend-torch --example weight_memory -- DIR [f32|bf16|f16]
+//!     cargo run -p fairlead-backend-torch --example weight_memory -- DIR [f32|bf16|f16] [none|int8|int4]
 //!
-//! Memory is the process's anonymous resident memory before and after loading (pages of the files are the kernel's to drop).
+//! One process for each quantisation: what an earlier one has freed would be counted as free of charge. Full weights are
+//! loaded after the measurement, to compare answers with. Memory is the process's anonymous resident memory before and after loading (pages of the files are the kernel's to drop).
 //! Answers are the log-probabilities of the next token after a prompt of 128 made-up tokens, against those of full weights.
 
 use std::error::Error;
@@ -27,23 +28,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some("f16") => RunDtype::F16,
         Some(other) => return Err(format!("{other}: must be f32, bf16 or f16").into()),
     };
-    println!("{:>6}  {:>12}  {:>13}  {:>11}", "", "tensors, MiB", "resident, MiB", "mean change");
-    let mut full: Option<Vec<f32>> = None;
-    for quantization in [LoadQuantization::None, LoadQuantization::Int8, LoadQuantization::Int4] {
-        let (tensors, resident, answer) = run(&folder, dtype, quantization)?;
-        let reference = full.get_or_insert_with(|| answer.clone());
-        let change: f64 = answer
-            .iter()
-            .zip(reference.iter())
-            .map(|(a, b)| f64::from(b.exp()) * f64::from((a - b).abs()))
-            .sum();
-        let name = format!("{quantization:?}").to_lowercase();
-        println!(
-            "{name:>6}  {:>12.1}  {:>13.1}  {change:>11.5}",
-            tensors as f64 / MIB,
-            resident as f64 / MIB
-        );
-    }
+    let quantization = match arguments.next().as_deref() {
+        None | Some("none") => LoadQuantization::None,
+        Some("int8") => LoadQuantization::Int8,
+        Some("int4") => LoadQuantization::Int4,
+        Some(other) => return Err(format!("{other}: must be none, int8 or int4").into()),
+    };
+    let (tensors, resident, answer) = run(&folder, dtype, quantization)?;
+    let (_, _, full) = run(&folder, dtype, LoadQuantization::None)?;
+    let change: f64 =
+        answer.iter().zip(&full).map(|(a, b)| f64::from(b.exp()) * f64::from((a - b).abs())).sum();
+    println!("tensors  {:>8.1} MiB", tensors as f64 / MIB);
+    println!("resident {:>8.1} MiB", resident as f64 / MIB);
+    println!("mean change of a log-probability {change:.5}");
     Ok(())
 }
 
