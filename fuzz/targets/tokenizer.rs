@@ -4,14 +4,18 @@
 use libfuzzer_sys::fuzz_target;
 
 // The server's own module; the server as a whole would bring libtorch along.
-#[allow(dead_code)]
-#[path = "../../inference-pod/server/src/tokenizer.rs"]
-mod tokenizer;
+#[allow(dead_code, unused_imports)]
+#[path = "../../inference-pod/server/src"]
+mod server {
+    pub mod tokenizer;
+}
+use server::tokenizer;
 
 /// Tokens of the model around it.
 const VOCABULARY: u32 = 300;
 
-fuzz_target!(|bytes: &[u8]| {
+// A panic that the server catches is no finding; one that comes through ends the run all the same.
+fuzz_target!(init: std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))), |bytes: &[u8]| {
     let Ok(codec) = tokenizer::TextCodec::from_bytes(bytes, VOCABULARY) else { return };
     let _ = codec.vocabulary();
     for text in ["", "Hello, world", "  \n\t<|x|>é\u{1f600}", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"] {

@@ -5,6 +5,7 @@
 mod encoder_input;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use fairlead_engine::grammar::VocabularyToken;
@@ -59,16 +60,17 @@ impl TextCodec {
     /// [`ModelError::Invalid`] naming the file.
     pub fn from_bytes(bytes: &[u8], vocab_size: u32) -> Result<Self, ModelError> {
         let invalid = |problem: String| ModelError::invalid(TOKENIZER_FILE, problem);
-        let mut tokenizer = Tokenizer::from_bytes(bytes)
-            .map_err(|error| invalid(format!("is not a tokenizer ({error}); fetch or save it again")))?;
+        let value: serde_json::Value = serde_json::from_slice(bytes)
+            .map_err(|error| invalid(format!("is not JSON ({error}); fetch or save it again")))?;
+        let mut tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).map_err(|CodecError(error)| {
+            invalid(format!("is not a tokenizer ({error}); fetch or save it again"))
+        })?;
         // Both would change prompts behind the client's back.
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(None)
             .map_err(|error| invalid(format!("cannot be used without truncation: {error}")))?;
-        let decoder = serde_json::from_slice::<serde_json::Value>(bytes)
-            .map(|value| value["decoder"].to_string())
-            .unwrap_or_default();
+        let decoder = value["decoder"].to_string();
         let is_byte_level = decoder.contains("\"ByteLevel\"");
         let alphabet = if is_byte_level { Alphabet::ByteLevel } else { Alphabet::SentencePiece };
         let longest_token = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(0);
@@ -91,10 +93,7 @@ impl TextCodec {
     /// # Errors
     /// [`CodecError`].
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, CodecError> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, add_special_tokens)
-            .map_err(|error| CodecError(error.to_string()))?;
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, add_special_tokens))?;
         self.known(encoding.get_ids().to_vec())
     }
 
@@ -122,7 +121,7 @@ impl TextCodec {
     /// # Errors
     /// [`CodecError`].
     pub fn decode_with(&self, ids: &[u32], special_tokens: bool) -> Result<String, CodecError> {
-        self.tokenizer.decode(ids, !special_tokens).map_err(|error| CodecError(error.to_string()))
+        guarded(|| self.tokenizer.decode(ids, !special_tokens))
     }
 
     /// A token as the vocabulary writes it; empty for a number that is no token.
@@ -178,6 +177,15 @@ impl TextCodec {
     }
 }
 
+/// Calls the tokenizers crate, which panics over some broken tokenizer.json files: when it reads them, or only when their
+/// parts are used.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, CodecError> {
+    match std::panic::catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| CodecError(error.to_string())),
+        Err(_) => Err(CodecError("its tokenizer.json contradicts itself; fetch or save it again".to_owned())),
+    }
+}
+
 /// `<0x0A>` is the byte 10.
 fn byte_token(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
@@ -200,4 +208,34 @@ fn byte_level_alphabet() -> HashMap<char, u8> {
         }
     }
     alphabet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by fuzzing: over both the tokenizers crate panics.
+    #[test]
+    fn files_that_contradict_themselves_are_errors() {
+        let file = |decoder: &str, post_processor: &str| {
+            format!(
+                r#"{{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+                "pre_tokenizer":null,"post_processor":{post_processor},"decoder":{decoder},"model":{{"type":"BPE",
+                "dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,
+                "fuse_unk":false,"byte_fallback":false,"ignore_merges":false,"vocab":{{"a":0}},"merges":[]}}}}"#
+            )
+        };
+        let cut = file("{\"type\":\"Fuse\"},#", "null");
+        assert!(TextCodec::from_bytes(cut.as_bytes(), 1).is_err());
+        let nameless = file(
+            "null",
+            r#"{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},
+            {"Sequence":{"id":"A","type_id":0}}],"pair":[{"Sequence":{"id":"A","type_id":0}},
+            {"Sequence":{"id":"B","type_id":1}}],"special_tokens":{}}"#,
+        );
+        if let Ok(codec) = TextCodec::from_bytes(nameless.as_bytes(), 1) {
+            assert!(codec.encode("a", true).is_err());
+            assert_eq!(codec.encode("a", false).unwrap(), [0]);
+        }
+    }
 }

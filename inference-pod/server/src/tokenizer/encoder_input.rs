@@ -5,7 +5,7 @@ use tokenizers::utils::truncation::{
 };
 use tokenizers::{Encoding, PostProcessor as _};
 
-use crate::tokenizer::{CodecError, TextCodec};
+use super::{CodecError, TextCodec, guarded};
 
 /// A text's own tokens, without special ones.
 #[derive(Clone)]
@@ -17,7 +17,7 @@ impl TextCodec {
     /// # Errors
     /// [`CodecError`].
     pub fn tokenize(&self, text: &str) -> Result<TextTokens, CodecError> {
-        self.tokenizer.encode_fast(text, false).map(TextTokens).map_err(|error| CodecError(error.to_string()))
+        guarded(|| self.tokenizer.encode_fast(text, false)).map(TextTokens)
     }
 
     /// Tokens that [`TextCodec::join`] makes where nothing is cut.
@@ -49,7 +49,7 @@ impl TextCodec {
             pair
         });
         let (text, pair) = truncate_encodings(text.0, pair, &params).map_err(failed)?;
-        let joined = self.tokenizer.post_process(text, pair, true).map_err(failed)?;
+        let joined = guarded(|| self.tokenizer.post_process(text, pair, true))?;
         let types = joined.get_type_ids().iter().map(|kind| u8::try_from(*kind).unwrap_or(u8::MAX)).collect();
         Ok((self.known(joined.get_ids().to_vec())?, types))
     }
