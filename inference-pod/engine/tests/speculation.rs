@@ -21,6 +21,7 @@ use fairlead_engine::speculation::{DraftedBackend, NGramProposer, NGramSettings,
 use fairlead_engine::tiers::TierOptions;
 use fake::{FakeBackend, VOCABULARY};
 use proptest::prelude::*;
+use tokio::sync::oneshot;
 
 const OPTIONS: EngineOptions = EngineOptions {
     max_sequences: 4,
@@ -74,13 +75,17 @@ impl Backend for Mistaken {
     }
 }
 
-struct Counting(Arc<Mutex<StepCounts>>);
+/// Sums what steps report. The engine drops it when its thread ends, and the sender with it.
+struct Counting {
+    sum: Arc<Mutex<StepCounts>>,
+    _running: oneshot::Sender<()>,
+}
 
 impl Observer for Counting {
     fn load(&self, _: Load) {}
 
     fn step(&self, report: StepReport) {
-        let mut sum = self.0.lock().unwrap();
+        let mut sum = self.sum.lock().unwrap();
         sum.drafts += report.counts.drafts;
         sum.draft_tokens += report.counts.draft_tokens;
         sum.accepted_tokens += report.counts.accepted_tokens;
@@ -101,7 +106,9 @@ fn outcomes<B: Backend + Send + 'static>(
     runtime.block_on(async {
         let counts = Arc::new(Mutex::new(StepCounts::default()));
         let build = move || Ok::<_, String>(EngineParts { proposer, ..EngineParts::new(backend, options) });
-        let handle = start(Box::new(Counting(Arc::clone(&counts))), build).await.unwrap();
+        let (_running, ended) = oneshot::channel();
+        let observer = Counting { sum: Arc::clone(&counts), _running };
+        let handle = start(Box::new(observer), build).await.unwrap();
         let waiting: Vec<_> =
             requests.iter().map(|request| handle.submit(request.clone()).unwrap()).collect();
         let mut outcomes = Vec::new();
@@ -121,6 +128,8 @@ fn outcomes<B: Backend + Send + 'static>(
             outcomes.push(outcome);
         }
         handle.drain().await;
+        // The last step is reported after its tokens are sent.
+        assert!(ended.await.is_err(), "nothing is sent");
         let counts = counts.lock().unwrap().clone();
         (outcomes, counts)
     })
