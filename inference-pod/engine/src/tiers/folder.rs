@@ -356,7 +356,7 @@ mod tests {
 
         fn event(&self, event: &tracing::Event<'_>) {
             event.record(&mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-                drop(format!("{value:?}"))
+                drop(format!("{value:?}"));
             });
         }
 
