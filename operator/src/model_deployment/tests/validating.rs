@@ -63,30 +63,6 @@ fn contradictions_name_the_field_and_the_remedy() {
             "host twice",
         ),
         (
-            "{model: {uri: 'hf://a/b'}, kvCache: {prefixSharing: false, tiers: [{name: host, memory: 1Gi}]}}",
-            "spec.kvCache.prefixSharing",
-        ),
-        ("{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: host}]}}", "memory of the tier host is absent"),
-        ("{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: host, memory: '0'}]}}", "positive"),
-        (
-            "{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: host, memory: 1Gi, size: 1Gi}]}}",
-            "neither size",
-        ),
-        ("{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: disk, memory: 1Gi, size: 1Gi}]}}", "no memory"),
-        ("{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: disk, size: '-1'}]}}", "size of the tier disk"),
-        (
-            "{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: disk, size: 1Gi, volume: {}}]}}",
-            "either claim",
-        ),
-        (
-            "{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: disk, size: 1Gi}, {name: host, memory: 1Gi}]}}",
-            "host comes before disk",
-        ),
-        (
-            "{model: {uri: 'hf://a/b'}, kvCache: {tiers: [{name: host, memory: 1Gi}, {name: host, memory: 1Gi}]}}",
-            "host twice",
-        ),
-        (
             "{model: {uri: 'hf://a/b'}, engine: {gpuMemoryUtilization: '1.5'}}",
             "spec.engine.gpuMemoryUtilization",
         ),
