@@ -264,10 +264,17 @@ async fn what_cannot_run_is_told_so() {
 #[tokio::test]
 async fn a_fatal_error_fails_everyone_and_marks_the_engine_dead() {
     let mut backend = FakeBackend::new(100, 4);
-    backend.failures =
-        Box::new(|step, _| (step == 5).then(|| BackendError::Fatal("the GPU fell off".into())));
+    // The first step waits until all requests are there.
+    let (begin, begun) = std::sync::mpsc::channel();
+    backend.failures = Box::new(move |step, _| {
+        if step == 1 {
+            begun.recv().unwrap();
+        }
+        (step == 5).then(|| BackendError::Fatal("the GPU fell off".into()))
+    });
     let (engine, _) = run(backend, OPTIONS).await;
     let receivers: Vec<_> = (0..3).map(|_| engine.submit(request(vec![1], 50)).unwrap()).collect();
+    begin.send(()).unwrap();
     for events in receivers {
         assert_eq!(read(events).await.1, Some(Failure::Dead("the GPU fell off".into())));
     }
