@@ -31,8 +31,8 @@ async fn an_encoder_embeds_once_its_task_is_right() -> Result<()> {
         ensure!(served["status"]["plan"]["architecture"] == "BertModel", "{}", served["status"]["plan"]);
         let gateway = Gateway::open().await?;
         eventually(SERVED, async || {
-            let body = json!({"model": model, "input": ["hello", "two words"]}).to_string();
-            let (status, _, answer) = gateway.post("/v1/embeddings", body).await?;
+            let body = json!({"model": model, "input": ["hello", "two words"]});
+            let (status, _, answer) = gateway.post("/v1/embeddings", &body).await?;
             if status != StatusCode::OK {
                 bail!("{model} answered {status}: {answer}");
             }
