@@ -3,17 +3,23 @@
 // Each `printcolumn(…)` group has the same keys.
 #![allow(clippy::duplicated_attributes)]
 
+mod engine;
+mod kv_cache;
+mod status;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     Affinity, EnvVar, LocalObjectReference, Toleration, TopologySpreadConstraint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::engine::{DraftModelSpec, Dtype, EngineSpec, Quantization, SpeculationSpec};
+pub use self::kv_cache::{KvCacheSpec, KvTier, KvTierEmptyDir, KvTierName, KvTierVolume};
+pub use self::status::{ModelDeploymentStatus, ModelPlan, StartupProgress};
 use crate::validation::rule;
 
 /// One model, its engine and its pods.
@@ -192,147 +198,6 @@ pub struct AdapterSpec {
     pub uri: String,
 }
 
-/// How the engine runs a model.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct EngineSpec {
-    /// Number type of weights and activations.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub dtype: Dtype,
-    /// Longest sequence, prompt and answer together, in tokens. Default: what the model was made for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 16_777_216))]
-    pub max_model_len: Option<u32>,
-    /// Most sequences in one batch. Default 256 on a GPU, 32 on a CPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65_536))]
-    pub max_sequences: Option<u32>,
-    /// Most tokens in one step. Default 8192 on a GPU, 1024 on a CPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 16_777_216))]
-    pub max_batched_tokens: Option<u32>,
-    /// Share of a GPU's memory (or of `resources.memory` on a CPU) that weights, activations and KV cache may take
-    /// together, as a decimal in a string. Default "0.90".
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 8), extend("x-kubernetes-validations" = [rule(
-        "self.matches('^(0?[.][0-9]*[1-9][0-9]*|1([.]0+)?)$')",
-        "spec.engine.gpuMemoryUtilization must be a decimal above 0 and at most 1, in quotes; for example \"0.90\"",
-    )]))]
-    pub gpu_memory_utilization: Option<String>,
-}
-
-/// Number type of weights and activations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// bf16 on a GPU; on a CPU f32.
-    #[default]
-    Auto,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-    /// IEEE single precision.
-    F32,
-}
-
-/// The paged KV cache.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-validations" = [rule(
-    "!has(self.tiers) || self.tiers.size() == 0 || !has(self.prefixSharing) || self.prefixSharing",
-    "spec.kvCache.tiers need spec.kvCache.prefixSharing: a tier finds blocks by their prefix; set it to true or leave the tiers out",
-)]))]
-#[serde(rename_all = "camelCase")]
-pub struct KvCacheSpec {
-    /// Tokens in a block: 16, 32 or 64. Default 16.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("enum" = [16, 32, 64]))]
-    pub block_tokens: Option<u32>,
-    /// Requests that begin alike share the blocks of their common prefix. Default true.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prefix_sharing: Option<bool>,
-    /// Where blocks are kept beyond the cache itself, the fastest first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 2),
-        extend(
-            "x-kubernetes-list-type" = "map",
-            "x-kubernetes-list-map-keys" = ["name"],
-            "x-kubernetes-validations" = [rule(
-                "self.size() < 2 || self[0].name == 'host'",
-                "spec.kvCache.tiers: host comes before disk",
-            )]
-        )
-    )]
-    pub tiers: Vec<KvTier>,
-}
-
-/// A place for blocks beyond the cache itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-validations" = [
-    rule(
-        "self.name != 'host' || (has(self.memory) && !has(self.size) && !has(self.volume))",
-        "the tier host has memory, for example 32Gi, and neither size nor volume",
-    ),
-    rule(
-        "self.name != 'disk' || (has(self.size) && !has(self.memory))",
-        "the tier disk has size, for example 200Gi, and no memory",
-    ),
-]))]
-#[serde(rename_all = "camelCase")]
-pub struct KvTier {
-    /// `host` is main memory, `disk` a volume.
-    pub name: KvTierName,
-    /// Of `host`: main memory for blocks. Added to the engine container's memory, with what blocks take on their way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxLength" = 32, "x-kubernetes-validations" = [rule(
-        "!self.startsWith('-') && self.matches('[1-9]')",
-        "memory must be a positive quantity, for example 32Gi",
-    )]))]
-    pub memory: Option<Quantity>,
-    /// Of `disk`: the volume's size. The engine fills 95 % of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxLength" = 32, "x-kubernetes-validations" = [rule(
-        "!self.startsWith('-') && self.matches('[1-9]')",
-        "size must be a positive quantity, for example 200Gi",
-    )]))]
-    pub size: Option<Quantity>,
-    /// Of `disk`: where the files lie. Default: a volume that lives as long as the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub volume: Option<KvTierVolume>,
-}
-
-/// A tier of the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum KvTierName {
-    /// Main memory.
-    Host,
-    /// A volume.
-    Disk,
-}
-
-/// Where the disk tier's files lie: one of its fields.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-validations" = [rule(
-    "has(self.claim) != has(self.emptyDir)",
-    "a tier's volume has either claim or emptyDir",
-)]))]
-#[serde(rename_all = "camelCase")]
-pub struct KvTierVolume {
-    /// A PersistentVolumeClaim of this namespace. Its files survive the pod; one pod uses them at a time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub claim: Option<String>,
-    /// A volume that lives as long as the pod, so it survives restarts of the container only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub empty_dir: Option<KvTierEmptyDir>,
-}
-
-/// Takes no settings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct KvTierEmptyDir {}
-
 /// What each replica gets.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -433,90 +298,4 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 fn is_zero(value: &u32) -> bool {
     *value == 0
-}
-
-/// What the operator has seen and decided.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ModelDeploymentStatus {
-    /// The generation that the rest of the status speaks of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// `Ready`, and while abnormal `Reconciling` or `Stalled`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
-    pub conditions: Vec<Condition>,
-    /// `readyReplicas` of the replicas wanted, as `kubectl get` shows them: `1/2`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub serving: Option<String>,
-    /// Pods that exist.
-    #[serde(default)]
-    pub replicas: i32,
-    /// Pods of the current revision that can take requests.
-    #[serde(default)]
-    pub ready_replicas: i32,
-    /// Label selector of the pods, for `/scale`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<String>,
-    /// Hash of all that changes what a pod serves.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub revision: Option<String>,
-    /// What the model needs and what fits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plan: Option<ModelPlan>,
-    /// How far the slowest starting pod has come with fetching and loading; absent when none is starting.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub startup: Option<StartupProgress>,
-}
-
-/// Arithmetic on the safetensors header and config.json: what the model needs and what fits.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ModelPlan {
-    /// Hash of all that the plan was computed from; the model is inspected again only when it changes.
-    pub inputs: String,
-    /// First entry of `architectures` in config.json.
-    pub architecture: String,
-    /// Commit or digest that a moving revision stood for when it was inspected.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resolved_revision: Option<String>,
-    /// Parameters, counted from the tensors' shapes.
-    pub parameters: u64,
-    /// Bytes of the weights in the dtype they run in.
-    pub weight_bytes: u64,
-    /// Bytes that one token takes in the KV cache, all layers together; 0 for encoders, which have none.
-    pub kv_bytes_per_token: u64,
-    /// Longest sequence in tokens.
-    pub max_model_len: u32,
-    /// Memory that the engine may use, in bytes.
-    pub memory_budget_bytes: u64,
-    /// Bytes left for the KV cache; 0 for encoders.
-    pub kv_cache_bytes: u64,
-    /// Tokens that the KV cache holds.
-    pub max_cached_tokens: u64,
-    /// Whether the weights and at least one sequence of `maxModelLen` fit.
-    pub fits: bool,
-    /// Number type that weights, activations and KV cache have: bf16, f16 or f32.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dtype: Option<String>,
-    /// The arithmetic in words; where the model does not fit, with what would help.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub explanation: Option<String>,
-}
-
-/// How far a starting pod has come.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct StartupProgress {
-    /// Fetching, Loading, WarmingUp or SizingCache.
-    pub phase: String,
-    /// Bytes fetched so far.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_done: Option<u64>,
-    /// Bytes in all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_total: Option<u64>,
-    /// `bytesDone` of `bytesTotal`, in percent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub percent: Option<u8>,
 }

@@ -43,6 +43,9 @@ pub struct HubModel {
 pub trait Inspector: Send + Sync {
     /// Looks at one model.
     fn inspect(&self, model: HubModel) -> BoxFuture<'_, Result<Inspection, InspectError>>;
+
+    /// The commit that a revision stands for.
+    fn resolve(&self, model: HubModel) -> BoxFuture<'_, Result<String, InspectError>>;
 }
 
 /// Looks at models at a hub by range requests.
@@ -61,15 +64,30 @@ impl HubInspector {
         Hub::new(endpoint, None)?;
         Ok(Self { endpoint: endpoint.to_owned() })
     }
+
+    /// Trying again is the controller's business: it says so in the status meanwhile.
+    fn hub(&self, token: Option<String>) -> Result<Hub, FetchError> {
+        Ok(Hub::new(&self.endpoint, token)?.with_retry(RetryPolicy::once()))
+    }
 }
 
 impl Inspector for HubInspector {
     fn inspect(&self, model: HubModel) -> BoxFuture<'_, Result<Inspection, InspectError>> {
         Box::pin(async move {
             let HubModel { source, token } = model;
-            // Trying again is the controller's business: it says so in the status meanwhile.
-            let hub = Hub::new(&self.endpoint, token)?.with_retry(RetryPolicy::once());
-            Ok(fairlead_fetch::inspect(&source, &hub).await?)
+            Ok(fairlead_fetch::inspect(&source, &self.hub(token)?).await?)
+        })
+    }
+
+    fn resolve(&self, model: HubModel) -> BoxFuture<'_, Result<String, InspectError>> {
+        Box::pin(async move {
+            let HubModel { source, token } = model;
+            match &source {
+                SourceUri::Hub { repository, revision } => {
+                    Ok(self.hub(token)?.resolve(repository, revision).await?.commit)
+                }
+                other => Err(FetchError::InvalidUri(format!("{other} is not at a hub")).into()),
+            }
         })
     }
 }

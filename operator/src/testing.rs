@@ -23,6 +23,7 @@ use crate::config::Settings;
 use crate::context::Context;
 use crate::inspector::{HubModel, InspectError, Inspector};
 use crate::metrics::Metrics;
+use crate::model_deployment::inspection::Inspected;
 use crate::stores::{Stores, Writers};
 
 /// The API server's state.
@@ -158,6 +159,11 @@ impl Inspector for FakeHub {
         let answer = self.answers.lock().unwrap().get(&uri).cloned().unwrap_or_else(unknown);
         Box::pin(std::future::ready(answer))
     }
+
+    fn resolve(&self, model: HubModel) -> BoxFuture<'_, Result<String, InspectError>> {
+        let inspected = self.inspect(model);
+        Box::pin(async move { Ok(inspected.await?.revision.unwrap_or_default()) })
+    }
 }
 
 /// A cluster with an operator's context on it.
@@ -268,6 +274,11 @@ where
             .apply_watcher_event(&watcher::Event::InitApply(serde_json::from_value(object.clone()).unwrap()));
     }
     writer.apply_watcher_event(&watcher::Event::InitDone);
+}
+
+/// A model that was looked at, with nothing beside it.
+pub fn inspected(model: Inspection) -> Inspected {
+    Inspected { model, draft: None, resolved: BTreeMap::new() }
 }
 
 /// Settings as they are without any flag.

@@ -6,19 +6,28 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 /// The organisation that the hub's models belong to.
 const ORGANISATION: &str = "fairlead";
 /// A tiny encoder in the checkout.
 const ENCODER: &str = "inference-pod/backend-torch/tests/encoders/bert_mean";
+/// A chat template that writes calls of tools as Qwen's does, with the demo model's special tokens.
+const TOOL_TEMPLATE: &str = "{{ bos_token }}{% for tool in tools or [] %}{{ tool.function.name }}\n{% endfor %}\
+    {% for message in messages %}<|{{ 'user' if message.role == 'tool' else message.role }}|>{{ message.content }}\
+    {% for call in message.tool_calls or [] %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}<|end|>\
+    {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
 /// The weights' file.
 const WEIGHTS: &str = "model.safetensors";
 
 /// Lays out `models/fairlead/…` beside the demo model's folder, and returns the folder `models`.
 ///
 /// `tiny` is the demo model; `no-weights` lacks its weights, `truncated` has half of them, `unknown-architecture` says
-/// that it is another kind of model; `encoder` makes embeddings, and comes from the checkout at `root`; `slow` and `flaky` are the demo model again, for tests that disturb the fetching.
+/// that it is another kind of model; `encoder` makes embeddings, and comes from the checkout at `root`; `slow` and `flaky` are the
+/// demo model again, for tests that disturb the fetching; `tools` is the demo model with a chat template that knows tools; `adapter` is
+/// a LoRA adapter for it that changes what it says.
 pub fn lay_out(demo_model: &Path, root: &Path) -> Result<PathBuf> {
     let parent = demo_model.parent().context("the demo model's folder has a parent")?;
     let models = parent.join("hub").join("models");
@@ -26,7 +35,7 @@ pub fn lay_out(demo_model: &Path, root: &Path) -> Result<PathBuf> {
         fs::remove_dir_all(&models).with_context(|| format!("removing {}", models.display()))?;
     }
     let of = |name: &str| models.join(ORGANISATION).join(name);
-    for name in ["tiny", "slow", "flaky", "no-weights", "truncated", "unknown-architecture"] {
+    for name in ["tiny", "slow", "flaky", "no-weights", "truncated", "unknown-architecture", "tools"] {
         copy(demo_model, &of(name))?;
     }
     copy(&root.join(ENCODER), &of("encoder"))?;
@@ -42,7 +51,46 @@ pub fn lay_out(demo_model: &Path, root: &Path) -> Result<PathBuf> {
     parsed["architectures"] = serde_json::json!(["GPTNeoXForCausalLM"]);
     parsed["model_type"] = "gpt_neox".into();
     fs::write(&config, parsed.to_string()).with_context(|| format!("writing {}", config.display()))?;
+    let template = of("tools").join("chat_template.jinja");
+    fs::write(&template, TOOL_TEMPLATE).with_context(|| format!("writing {}", template.display()))?;
+    let shape: Shape = serde_json::from_str(&text).context("reading the demo model's config.json")?;
+    write_adapter(&of("adapter"), &shape)?;
     Ok(models)
+}
+
+/// What of the demo model's config.json an adapter's tensors depend on.
+#[derive(Deserialize)]
+struct Shape {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+}
+
+/// Writes an adapter of rank 1 on the last layer's `down_proj`, strong enough that no answer stays what it was.
+fn write_adapter(folder: &Path, shape: &Shape) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    let config = json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "fairlead/tiny", "r": 1, "lora_alpha": 8,
+        "bias": "none", "target_modules": ["down_proj"], "layers_to_transform": [shape.num_hidden_layers - 1],
+    });
+    let path = folder.join("adapter_config.json");
+    fs::write(&path, config.to_string()).with_context(|| format!("writing {}", path.display()))?;
+    // Signs that alternate, so that some tokens become likelier and others less.
+    let pattern = |length: usize| {
+        (0..length).flat_map(|at| if at % 3 == 0 { 1_f32 } else { -0.5 }.to_le_bytes()).collect::<Vec<u8>>()
+    };
+    let module = format!("base_model.model.model.layers.{}.mlp.down_proj", shape.num_hidden_layers - 1);
+    let (a, b) = (pattern(shape.intermediate_size), pattern(shape.hidden_size));
+    let tensors = [
+        (
+            format!("{module}.lora_A.weight"),
+            TensorView::new(Dtype::F32, vec![1, shape.intermediate_size], &a)?,
+        ),
+        (format!("{module}.lora_B.weight"), TensorView::new(Dtype::F32, vec![shape.hidden_size, 1], &b)?),
+    ];
+    let path = folder.join("adapter_model.safetensors");
+    safetensors::serialize_to_file(tensors, None, &path)
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -68,7 +116,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let demo = folder.path().join("models");
         fs::create_dir(&demo).unwrap();
-        fs::write(demo.join("config.json"), r#"{"architectures": ["LlamaForCausalLM"]}"#).unwrap();
+        let config = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2}"#;
+        fs::write(demo.join("config.json"), config).unwrap();
         fs::write(demo.join(WEIGHTS), [7; 100]).unwrap();
         // A second time must do as well as the first.
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -79,6 +128,14 @@ mod tests {
         assert_eq!(fs::read(models.join("truncated").join(WEIGHTS)).unwrap().len(), 50);
         let config = fs::read_to_string(models.join("unknown-architecture/config.json")).unwrap();
         assert!(models.join("encoder/1_Pooling/config.json").is_file());
+        assert!(models.join("tools/chat_template.jinja").is_file());
+        let adapter = fs::read(models.join("adapter/adapter_model.safetensors")).unwrap();
+        let adapter = safetensors::SafeTensors::deserialize(&adapter).unwrap();
+        let shape = |name: &str| {
+            let name = format!("base_model.model.model.layers.1.mlp.down_proj.{name}.weight");
+            adapter.tensor(&name).unwrap().shape().to_vec()
+        };
+        assert_eq!((shape("lora_A"), shape("lora_B")), (vec![1, 6], vec![4, 1]));
         assert!(config.contains("GPTNeoXForCausalLM") && !config.contains("Llama"), "{config}");
     }
 }

@@ -5,6 +5,7 @@
 
 mod bad_models;
 mod embeddings;
+mod engine_features;
 mod first_light;
 mod gateway_errors;
 mod model_sources;

@@ -40,6 +40,14 @@ async fn a_chat_through_both_programs_is_the_same_whole_and_streamed() {
 }
 
 #[tokio::test]
+async fn threads_of_the_engine_do_not_wait_in_long_loops_beside_neighbours() {
+    let pod = Pod::start().await;
+    let environment = std::fs::read(format!("/proc/{}/environ", pod.program.id())).expect("the environment");
+    let mut variables = environment.split(|byte| *byte == 0);
+    assert!(variables.any(|variable| variable == b"GOMP_SPINCOUNT=1000"));
+}
+
+#[tokio::test]
 async fn tokens_reach_the_client_as_they_are_made() {
     let pod = Pod::start().await;
     let gateway = Gateway::start(&[("v1", 1, &pod)]).await;

@@ -82,8 +82,13 @@ impl Program {
         within(message, waiting).await
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id().expect("it runs")).expect("a pid");
+        let pid = i32::try_from(self.id()).expect("a pid");
         nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("signalled");
     }
 

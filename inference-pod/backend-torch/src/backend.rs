@@ -90,6 +90,7 @@ impl TorchBackend {
             options.block_tokens,
             progress,
         )?;
+        fairlead_torch_shim::heap::release_freed_memory();
         let cache =
             KvCache::allocate(&config, dtype, options.device, options.block_tokens, options.kv_cache_bytes)?;
         tracing::info!(

@@ -7,7 +7,7 @@ use fairlead_torch_shim::cpu;
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Rows up to which our product of f32 is the faster one: beyond, libtorch's general product has caught up.
-const MOST_ROWS_F32: i64 = 16;
+const MOST_ROWS_F32: i64 = 64;
 /// The same for bf16 where libtorch has fast products of bf16; where it has none, ours is faster for any number of rows.
 const MOST_ROWS_BF16: i64 = 4;
 

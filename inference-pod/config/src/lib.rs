@@ -151,6 +151,14 @@ pub enum SpeculationConfig {
     },
 }
 
+impl SpeculationConfig {
+    /// Prompt lookup with the usual lengths of runs.
+    #[must_use]
+    pub fn prompt_lookup(tokens: u32) -> Self {
+        Self::NGram { tokens, longest: 4, shortest: 2 }
+    }
+}
+
 /// Where tensors live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

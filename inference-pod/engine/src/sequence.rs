@@ -1,10 +1,12 @@
 //! What a client asks the engine for, and how it may end: plain tokens in, plain tokens out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::backend::{AdapterId, TokenLogprob};
 use crate::sampling::{SamplingOptions, TokenMask};
+use crate::scheduler::MAX_CHOICES;
 
 /// Identifies a request for as long as it lives; never reused within a process. Its answers are sequences of their own.
 pub type RequestId = u64;
@@ -39,6 +41,35 @@ pub struct GenerationRequest {
     pub cache_salt: Option<String>,
     /// When to give up.
     pub deadline: Option<Instant>,
+    /// Answers that are wanted no more.
+    pub given_up: GivenUp,
+}
+
+/// Answers of one request that nobody wants any more, while others of it are still read: marked by the reader, for whom a stop
+/// string has ended them, and seen by the engine before its next step. Clones share their marks.
+#[derive(Clone, Debug, Default)]
+pub struct GivenUp(Arc<[AtomicU64; (MAX_CHOICES as usize).div_ceil(64)]>);
+
+impl GivenUp {
+    /// Ends an answer. Nothing more comes of it, not even an end.
+    pub fn give_up(&self, choice: u32) {
+        if let Some(word) = self.0.get(choice as usize / 64) {
+            word.fetch_or(1 << (choice % 64), Ordering::AcqRel);
+        }
+    }
+
+    /// Answers that were given up since the last call.
+    pub(crate) fn take(&self) -> impl Iterator<Item = u32> {
+        let words = self.0.each_ref().map(|word| match word.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => word.swap(0, Ordering::AcqRel),
+        });
+        (0..MAX_CHOICES).filter(move |choice| words[*choice as usize / 64] >> (choice % 64) & 1 == 1)
+    }
+
+    pub(crate) fn is_marked(&self) -> bool {
+        self.0.iter().any(|word| word.load(Ordering::Relaxed) != 0)
+    }
 }
 
 /// An adapter as a request names it.

@@ -15,7 +15,7 @@ use fairlead_engine::engine::{
 use fairlead_engine::proposer::Proposer;
 use fairlead_engine::sampling::{SamplingOptions, TokenMask};
 use fairlead_engine::scheduler::Refusal;
-use fairlead_engine::sequence::{Constraint, GenerationRequest};
+use fairlead_engine::sequence::{Constraint, GenerationRequest, GivenUp};
 use fairlead_engine::tiers::TierOptions;
 use fake::{FakeBackend, next_token};
 use tokio::sync::{mpsc::Receiver, watch};
@@ -153,13 +153,46 @@ async fn a_prompt_that_was_read_before_is_admitted_with_what_is_cached_of_it() {
     }
 }
 
-/// Allows nothing.
+#[tokio::test]
+async fn an_answer_that_is_given_up_stops_and_the_others_go_on() {
+    let mut backend = FakeBackend::new(100, 4);
+    let gate = close_gate(&mut backend);
+    let (engine, mut watched) = run(backend, OPTIONS).await;
+    let given_up = GivenUp::default();
+    let wanted = GenerationRequest { choices: 2, given_up: given_up.clone(), ..request(vec![4, 5, 6], 150) };
+    // One step, which reads the prompt; the others wait until the answer has been given up.
+    gate.send(()).unwrap();
+    let mut gate = Some(gate);
+    let mut events = engine.submit(wanted).unwrap();
+    let mut tokens = [0, 0];
+    let mut ends = Vec::new();
+    while let Some(event) = timeout(Duration::from_secs(20), events.recv()).await.expect("no event in time") {
+        if let Event::Token { choice, end, .. } = event {
+            tokens[choice as usize] += 1;
+            ends.extend(end.map(|_| choice));
+            given_up.give_up(0);
+            gate = None;
+        }
+    }
+    assert!(gate.is_none());
+    assert_eq!((ends, tokens[1]), (vec![1], 150));
+    assert!(tokens[0] <= 2, "it went on for nobody: {tokens:?}");
+    until(&mut watched, |load| load.running + load.waiting == 0 && load.used_blocks == 0).await;
+}
+
+/// Allows nothing, and says so or does not.
 #[derive(Clone, Debug)]
-struct Nothing;
+enum Nothing {
+    Says,
+    Masks,
+}
 
 impl Constraint for Nothing {
     fn mask(&mut self) -> Result<Arc<TokenMask>, String> {
-        Err("nothing may come".to_owned())
+        match self {
+            Self::Says => Err("nothing may come".to_owned()),
+            Self::Masks => Ok(Arc::new(TokenMask { words: vec![0; 4] })),
+        }
     }
 
     fn accept(&mut self, _: u32) -> Result<(), String> {
@@ -182,11 +215,15 @@ impl Constraint for Nothing {
 #[tokio::test]
 async fn a_constraint_that_cannot_go_on_fails_its_own_request_only() {
     let (engine, mut watched) = run(FakeBackend::new(100, 4), OPTIONS).await;
-    let stuck = GenerationRequest { constraint: Some(Box::new(Nothing)), choices: 2, ..request(vec![1], 5) };
-    let stuck = engine.submit(stuck).unwrap();
-    let other = engine.submit(request(vec![2], 5)).unwrap();
-    assert_eq!(read(stuck).await, (vec![], Some(Failure::Constraint("nothing may come".into()))));
-    assert_eq!(read(other).await, (expected(&[2], 5), None));
+    for (nothing, words) in [(Nothing::Says, "nothing may come"), (Nothing::Masks, "no token may come next")]
+    {
+        let stuck =
+            GenerationRequest { constraint: Some(Box::new(nothing)), choices: 2, ..request(vec![1], 5) };
+        let stuck = engine.submit(stuck).unwrap();
+        let other = engine.submit(request(vec![2], 5)).unwrap();
+        assert_eq!(read(stuck).await, (vec![], Some(Failure::Constraint(words.into()))));
+        assert_eq!(read(other).await, (expected(&[2], 5), None));
+    }
     until(&mut watched, |load| load.running + load.waiting == 0 && load.used_blocks == 0).await;
 }
 

@@ -23,6 +23,8 @@ use proptest::prelude::*;
 enum Trouble {
     /// A request is aborted.
     Abort(usize),
+    /// One answer of a request is wanted no more.
+    GiveUp(usize, u32),
     /// The step does not fit into memory and is planned again with half the budget.
     OutOfMemory,
     /// The logits of one of the step's sequences are not finite.
@@ -90,6 +92,7 @@ fn requests() -> impl Strategy<Value = GenerationRequest> {
 fn troubles() -> impl Strategy<Value = Vec<(u64, Trouble)>> {
     let trouble = prop_oneof![
         any::<usize>().prop_map(Trouble::Abort),
+        (any::<usize>(), 0_u32..4).prop_map(|(index, choice)| Trouble::GiveUp(index, choice)),
         Just(Trouble::OutOfMemory),
         any::<usize>().prop_map(Trouble::NonFinite),
     ];
@@ -186,6 +189,7 @@ fn run(scenario: Scenario) {
     bench.backend.drafts = scenario.drafts;
     let mut tier = Tier::default();
     let mut gone: HashSet<u64> = HashSet::new();
+    let mut given_up: HashSet<(u64, u32)> = HashSet::new();
     let answers = |r: &GenerationRequest| {
         u64::from(r.choices) * (r.prompt.len() as u64 + u64::from(r.max_new_tokens) + 2)
     };
@@ -206,6 +210,12 @@ fn run(scenario: Scenario) {
                 let id = (index % requests.len()) as u64;
                 if bench.state.abort(id).unwrap() {
                     gone.insert(id);
+                }
+            }
+            if let Trouble::GiveUp(index, choice) = trouble {
+                let id = (index % requests.len()) as u64;
+                if bench.state.end_answer(id, *choice).unwrap() {
+                    given_up.insert((id, *choice));
                 }
             }
         }
@@ -250,13 +260,21 @@ fn run(scenario: Scenario) {
     assert_eq!(bench.state.used_blocks(), 0);
     for (id, (request, _)) in requests.iter().enumerate() {
         let id = id as u64;
-        if !gone.contains(&id) {
+        let is_given_up = |choice: u32| given_up.contains(&(id, choice));
+        if !gone.contains(&id) && !(0..request.choices).any(is_given_up) {
             bench.check(id);
             continue;
         }
         let whole = alone(request);
-        for (choice, answer) in bench.outcomes.remove(&id).unwrap_or_default().answers {
-            assert!(whole.answers[&choice].tokens.starts_with(&answer.tokens));
+        let found = bench.outcomes.remove(&id).unwrap_or_default().answers;
+        for (choice, wanted) in &whole.answers {
+            let answer = found.get(choice);
+            // Where one answer fails, all do.
+            if gone.contains(&id) || is_given_up(*choice) || whole.failed.is_some() {
+                assert!(answer.is_none_or(|answer| wanted.tokens.starts_with(&answer.tokens)));
+            } else {
+                assert_eq!(answer, Some(wanted), "request {id}, answer {choice}");
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ pub use error::{ModelError, Reason};
 pub use generation::GenerationDefaults;
 pub use index::SafetensorsIndex;
 pub use lora::{LoraConfig, LoraTensors};
-pub use plan::{Plan, PlanInputs, plan};
+pub use plan::{DraftInputs, Plan, PlanInputs, plan};
 pub use quantization::{LoadQuantization, PackedLayout, Quantization, WeightForm};
 pub use rope::{Rope, RopeScaling};
 pub use safetensors_header::{SafetensorsHeader, TensorInfo};

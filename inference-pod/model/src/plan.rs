@@ -13,7 +13,9 @@
 //!   blocks and repeated for the query heads, `2 x maxModelLen x head width x 4` for the rotary tables, and a fixed part for
 //!   the runtime itself ([`runtime_bytes`]);
 //! - KV cache = what is left of the budget, in whole blocks. One block is padding, so it holds
-//!   `(blocks - 1) x blockTokens` tokens.
+//!   `(blocks - 1) x blockTokens` tokens;
+//! - a draft model adds its weights, its own KV bytes to each token, and its spare blocks ([`draft_spare_blocks`]) to the
+//!   activations. What its steps compute takes turns with the model's own and is less.
 //!
 //! A model fits when the cache holds one sequence of `maxModelLen` tokens.
 
@@ -57,6 +59,30 @@ pub struct PlanInputs<'a> {
     pub max_sequences: u32,
     /// Most tokens in one step.
     pub max_batched_tokens: u32,
+    /// The model that guesses ahead, if there is one.
+    pub draft: Option<DraftInputs<'a>>,
+}
+
+/// A smaller model that guesses what the model to be served says next. It runs in the same number type, unquantised, and keeps the
+/// same tokens in a cache of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct DraftInputs<'a> {
+    /// Its shape.
+    pub config: &'a ModelConfig,
+    /// Its weights.
+    pub weights: &'a WeightsSummary,
+    /// Most tokens that it guesses at once.
+    pub tokens: u32,
+}
+
+/// Guesses are made for so many rows of a step at most, each sequence's next token among them.
+pub const DRAFTED_ROWS: u32 = 64;
+
+/// Blocks that a draft model's cache has on top of the model's, for the tokens that are only guessed.
+#[must_use]
+pub fn draft_spare_blocks(tokens: u32, block_tokens: u32) -> u32 {
+    let sequences = DRAFTED_ROWS / tokens.saturating_add(1);
+    sequences.saturating_mul(tokens.div_ceil(block_tokens.max(1)) + 1)
 }
 
 /// What a model needs and what fits.
@@ -67,9 +93,9 @@ pub struct Plan {
     pub dtype: RunDtype,
     /// Parameters of the model.
     pub parameters: u64,
-    /// Bytes of the weights in `dtype`.
+    /// Bytes of the weights as they lie in memory, a draft model's too.
     pub weight_bytes: u64,
-    /// Bytes of one token in the KV cache, all layers together.
+    /// Bytes of one token in the KV cache, all layers together, a draft model's too.
     pub kv_bytes_per_token: u64,
     /// Bytes kept for a step's intermediate results and the runtime.
     pub activation_reserve_bytes: u64,
@@ -171,11 +197,26 @@ fn check_settings(inputs: &PlanInputs<'_>) -> Result<(), ModelError> {
         // `ModelConfig::parse` refuses it, but what an inspection pod says was not read by that.
         return invalid("model", "says that it was made for 0 tokens; correct its config.json".to_owned());
     }
+    if let Some(DraftInputs { config, .. }) = inputs.draft
+        && config.vocab_size != inputs.config.vocab_size
+    {
+        let (theirs, ours) = (config.vocab_size, inputs.config.vocab_size);
+        let problem = format!("has {theirs} tokens, the model {ours}; take a draft model of the same family");
+        return invalid("engine.speculation.draftModel", problem);
+    }
     if inputs.quantization != LoadQuantization::None && inputs.config.quantization.is_some() {
         let problem = "is set, but the checkpoint is quantised already; leave it out".to_owned();
         return invalid("engine.quantization", problem);
     }
-    match inputs.max_model_len {
+    let draft_reads = inputs.draft.map_or(u32::MAX, |draft| draft.config.max_position_embeddings);
+    match inputs.max_model_len.or(Some(longest)) {
+        Some(length) if length > draft_reads => invalid(
+            "engine.maxModelLen",
+            format!(
+                "is {length}, but the draft model reads {draft_reads} tokens at most; set it to {draft_reads} or less, or take \
+                 another draft model"
+            ),
+        ),
         Some(0) => invalid("engine.maxModelLen", "is 0, it must be at least 1".to_owned()),
         Some(length) if length > longest => invalid(
             "engine.maxModelLen",
@@ -199,9 +240,12 @@ struct Amounts {
 
 impl Amounts {
     fn of(inputs: &PlanInputs<'_>, dtype: RunDtype, max_model_len: u32) -> Self {
-        let weights = weight_bytes(inputs.config, inputs.weights, inputs.device, dtype, inputs.quantization);
-        let kv_bytes_per_token = kv_bytes_per_token(inputs.config, dtype);
-        let reserve = activation_reserve(inputs, dtype, max_model_len);
+        let draft = DraftAmounts::of(inputs, dtype);
+        let weights = weight_bytes(inputs.config, inputs.weights, inputs.device, dtype, inputs.quantization)
+            .saturating_add(draft.weights);
+        let kv_bytes_per_token =
+            kv_bytes_per_token(inputs.config, dtype).saturating_add(draft.kv_bytes_per_token);
+        let reserve = activation_reserve(inputs, dtype, max_model_len).saturating_add(draft.spare);
         let block_bytes = kv_bytes_per_token.saturating_mul(u64::from(inputs.block_tokens));
         let left = inputs.memory_budget_bytes.saturating_sub(weights).saturating_sub(reserve);
         let blocks = (left / block_bytes.max(1)).min(MAX_BLOCKS);
@@ -219,6 +263,27 @@ impl Amounts {
 
     fn needed(&self) -> u64 {
         self.weights.saturating_add(self.reserve).saturating_add(self.one_sequence)
+    }
+}
+
+/// What a draft model adds.
+#[derive(Default)]
+struct DraftAmounts {
+    weights: u64,
+    kv_bytes_per_token: u64,
+    spare: u64,
+}
+
+impl DraftAmounts {
+    fn of(inputs: &PlanInputs<'_>, dtype: RunDtype) -> Self {
+        let Some(DraftInputs { config, weights, tokens }) = inputs.draft else { return Self::default() };
+        let kv_bytes_per_token = kv_bytes_per_token(config, dtype);
+        let block_bytes = kv_bytes_per_token.saturating_mul(u64::from(inputs.block_tokens));
+        Self {
+            weights: weight_bytes(config, weights, inputs.device, dtype, LoadQuantization::None),
+            kv_bytes_per_token,
+            spare: block_bytes.saturating_mul(u64::from(draft_spare_blocks(tokens, inputs.block_tokens))),
+        }
     }
 }
 

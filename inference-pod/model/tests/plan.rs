@@ -1,10 +1,10 @@
 //! The memory plan: known models, exact formulas, verdicts and remedies, and its monotony.
 #![allow(clippy::expect_used)] // helpers of tests
 
-use fairlead_model::plan::{kv_bytes_per_token, runtime_bytes};
+use fairlead_model::plan::{draft_spare_blocks, kv_bytes_per_token, runtime_bytes};
 use fairlead_model::{
-    DeviceKind, LoadQuantization, ModelConfig, ModelError, Plan, PlanInputs, Reason, RunDtype, StoredDtype,
-    WeightsSummary, plan,
+    DeviceKind, DraftInputs, LoadQuantization, ModelConfig, ModelError, Plan, PlanInputs, Reason, RunDtype,
+    StoredDtype, WeightsSummary, plan,
 };
 use proptest::prelude::*;
 
@@ -39,6 +39,7 @@ fn inputs<'a>(
         memory_budget_bytes,
         max_sequences: 256,
         max_batched_tokens: 8192,
+        draft: None,
     }
 }
 
@@ -101,6 +102,40 @@ fn quantised_projections_count_with_what_they_take() {
         int4.max_cached_tokens > int8.max_cached_tokens && int8.max_cached_tokens > full.max_cached_tokens
     );
     assert_eq!(int4.kv_bytes_per_token, full.kv_bytes_per_token, "the cache is not quantised");
+}
+
+#[test]
+fn a_draft_model_takes_its_share() {
+    let model = llama_8b();
+    let (config, weights) = &model;
+    let small = ModelConfig { num_hidden_layers: 2, ..config.clone() };
+    let small_weights = WeightsSummary { parameters: 1_000_000_000, ..weights.clone() };
+    let alone = inputs(&model, 72 * GIB);
+    let draft = DraftInputs { config: &small, weights: &small_weights, tokens: 4 };
+    let (without, with) = (planned(&alone), planned(&PlanInputs { draft: Some(draft), ..alone }));
+    assert_eq!(with.weight_bytes, without.weight_bytes + 2_000_000_000);
+    // 2 of 32 layers.
+    assert_eq!(with.kv_bytes_per_token, 131_072 + 131_072 / 16);
+    // 12 sequences are guessed for at once, each with a block for its guesses and one that it shares with what was before.
+    assert_eq!(draft_spare_blocks(4, 16), 24);
+    let spare = 24 * 16 * 131_072 / 16;
+    assert_eq!(with.activation_reserve_bytes, without.activation_reserve_bytes + spare);
+    assert_eq!(with.kv_cache_bytes, with.kv_blocks * 16 * with.kv_bytes_per_token);
+    assert!(with.max_cached_tokens < without.max_cached_tokens);
+}
+
+#[test]
+fn a_draft_model_that_cannot_guess_for_the_model_is_refused() {
+    let model = llama_8b();
+    let sound = inputs(&model, 72 * GIB);
+    let refused = |small: &ModelConfig| {
+        let draft = Some(DraftInputs { config: small, weights: &model.1, tokens: 4 });
+        plan(&PlanInputs { draft, ..sound }).expect_err("is refused").to_string()
+    };
+    let error = refused(&ModelConfig { vocab_size: 32_000, ..model.0.clone() });
+    assert!(error.contains("engine.speculation.draftModel: has 32000 tokens"), "{error}");
+    let error = refused(&ModelConfig { max_position_embeddings: 2048, ..model.0.clone() });
+    assert!(error.contains("engine.maxModelLen: is 8192, but the draft model reads 2048"), "{error}");
 }
 
 #[test]

@@ -103,6 +103,7 @@ mod tests {
             memory_budget_bytes: 512 * MIB,
             max_sequences: 4,
             max_batched_tokens: 64,
+            draft: None,
         })
         .unwrap()
     }

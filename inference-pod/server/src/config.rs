@@ -27,11 +27,6 @@ pub struct Cli {
     pub termination_log: PathBuf,
 }
 
-/// Runs of last tokens that are looked for in prompt and answer where the configuration leaves it open.
-const LONGEST_NGRAM: u32 = 4;
-/// See [`LONGEST_NGRAM`].
-const SHORTEST_NGRAM: u32 = 2;
-
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -240,7 +235,7 @@ impl ServeArgs {
         if let Some(tokens) = speculative_tokens {
             merged.speculation = Some(match draft_model {
                 Some(uri) => SpeculationConfig::DraftModel { tokens, uri },
-                None => SpeculationConfig::NGram { tokens, longest: LONGEST_NGRAM, shortest: SHORTEST_NGRAM },
+                None => SpeculationConfig::prompt_lookup(tokens),
             });
         }
         let engine = &mut merged.engine;

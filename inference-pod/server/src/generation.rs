@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fairlead_engine::engine::{Event, Failure, SubmitError};
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::scheduler::Refusal;
-use fairlead_engine::sequence::{AdapterKey, Constraint, GenerationRequest, PromptLogprob};
+use fairlead_engine::sequence::{AdapterKey, Constraint, GenerationRequest, GivenUp, PromptLogprob};
 use fairlead_openai::{ApiError, FinishReason, GenerationOptions};
 use tokio::sync::mpsc;
 
@@ -70,6 +70,7 @@ pub struct Generation {
     /// Tokens of the answer that were there before.
     resumed: u64,
     param: &'static str,
+    given_up: GivenUp,
     ended: bool,
 }
 
@@ -98,6 +99,7 @@ impl Generation {
             stop_tokens.extend(&model.eos_tokens);
         }
         let (prompt_tokens, choices) = (prompt.len() as u64, answers.len() as u32);
+        let given_up = GivenUp::default();
         let events = model
             .engine
             .submit(GenerationRequest {
@@ -114,6 +116,7 @@ impl Generation {
                 adapter: request.adapter,
                 cache_salt: options.cache_salt.clone(),
                 deadline: timing.deadline,
+                given_up: given_up.clone(),
             })
             .map_err(|error| match error {
                 SubmitError::Full { waiting } => ApiError::overloaded(
@@ -128,6 +131,7 @@ impl Generation {
             measure: Measure::new(metrics.clone(), prompt_tokens, max_new_tokens, choices, timing.arrived),
             resumed: options.resume_token_ids.len() as u64,
             param,
+            given_up,
             ended: false,
         })
     }
@@ -186,7 +190,7 @@ impl Generation {
             Event::Token { choice, token, end } => {
                 let Some(answer) = self.answers.get_mut(choice as usize) else { return Ok(None) };
                 if answer.has_ended() {
-                    // It met a stop string; what the engine makes after that is for nobody.
+                    // It met a stop string; what the engine made before it knew is for nobody.
                     return Ok(None);
                 }
                 self.measure.token(choice);
@@ -201,6 +205,8 @@ impl Generation {
         if let Some(Piece { choice, finish: Some(finish), .. }) = &piece {
             let how = if *finish == FinishReason::Length { Finished::Length } else { Finished::Stop };
             self.measure.end(*choice, how);
+            // Where a stop string has ended it the engine does not know.
+            self.given_up.give_up(*choice);
             if self.answers.iter().all(AnswerText::has_ended) {
                 self.ended = true;
                 // What the engine may still be doing for this request is not wanted.

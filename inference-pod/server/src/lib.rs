@@ -22,6 +22,7 @@ pub mod memory;
 pub mod metrics;
 pub mod model_files;
 pub mod observer;
+pub mod openmp;
 pub mod serve;
 pub mod speculation;
 pub mod startup;

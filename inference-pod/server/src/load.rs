@@ -15,9 +15,8 @@ use fairlead_inference_config::{
     AdapterConfig, DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig,
     KvCacheConfig, Quantization, Task,
 };
-use fairlead_model::plan::kv_bytes_per_token;
 use fairlead_model::{
-    DeviceKind, LoadQuantization, ModelError, Plan, PlanInputs, Purpose, Reason, RunDtype, plan,
+    DeviceKind, DraftInputs, LoadQuantization, ModelError, Plan, PlanInputs, Purpose, Reason, RunDtype, plan,
 };
 
 use crate::cache_size::{self, Measured};
@@ -161,14 +160,7 @@ async fn start_engine(
     let build = move || {
         let device = ComputeDevice::start(device_request(settings.device), Some(threads(&settings)))?;
         app.startup.enter(Phase::SizingCache);
-        let draft_bytes = match &draft {
-            Some(draft) => {
-                let own = EngineConfig { max_model_len: None, ..settings.clone() };
-                size_within(&own, device.kind(), draft.inspection(), u64::MAX / 4)?.plan.weight_bytes
-            }
-            None => 0,
-        };
-        let sized = size(&settings, &kv_cache, device, &fetched.inspection, draft_bytes)?;
+        let sized = size(&settings, &kv_cache, device, &fetched.inspection, draft.as_ref())?;
         tracing::info!(
             kv_cache_bytes = sized.kv_cache_bytes,
             max_model_len = sized.plan.max_model_len,
@@ -183,39 +175,41 @@ async fn start_engine(
             dtype: Some(sized.plan.dtype),
             quantization: load_quantization(settings.quantization),
             block_tokens: sized.plan.block_tokens,
-            kv_cache_bytes: sized.kv_cache_bytes,
+            // The cache proper is made when it is known what is left for it; warming up takes the padding block alone.
+            kv_cache_bytes: 2 * sized.block_bytes,
             max_batched_tokens: sized.max_batched_tokens,
             max_sequences: sized.max_sequences,
         };
         let progress = &mut |done, total| app.startup.progress(done, total);
-        let backend: Box<dyn Backend> = match draft {
-            None => {
-                // The cache proper is made when it is known what is left for it; warming up takes the padding block alone.
-                let small = LoadOptions { kv_cache_bytes: 2 * sized.block_bytes, ..options };
-                let mut backend = TorchBackend::load(&fetched.dir, &small, progress)?;
-                app.startup.enter(Phase::WarmingUp);
-                let before = device.gpu_memory();
-                backend.warm_up()?;
-                app.startup.enter(Phase::SizingCache);
-                let measured = measure(&settings, device, &backend, before);
-                let Sized { plan, kv_cache_bytes, least_bytes, block_bytes, .. } = &sized;
-                backend.resize_cache(cache_size::kv_cache_bytes(
-                    plan,
-                    *kv_cache_bytes,
-                    *least_bytes,
-                    *block_bytes,
-                    &measured,
-                )?)?;
-                Box::new(backend)
-            }
+        let mut target = TorchBackend::load(&fetched.dir, &options, progress)?;
+        let mut guesser = match &draft {
             Some(draft) => {
-                let options = draft.share_cache(&options, &sized.plan, &fetched.inspection)?;
-                let mut target = TorchBackend::load(&fetched.dir, &options.target, progress)?;
-                let mut guesser = TorchBackend::load(draft.folder(), &options.draft, progress)?;
-                app.startup.enter(Phase::WarmingUp);
-                target.warm_up()?;
-                guesser.warm_up()?;
+                let options = LoadOptions { quantization: LoadQuantization::None, ..options };
+                Some(TorchBackend::load(draft.folder(), &options, progress)?)
+            }
+            None => None,
+        };
+        app.startup.enter(Phase::WarmingUp);
+        let before = device.gpu_memory();
+        for backend in std::iter::once(&mut target).chain(&mut guesser) {
+            backend.warm_up()?;
+        }
+        app.startup.enter(Phase::SizingCache);
+        let weight_bytes = target.weight_bytes() + guesser.as_ref().map_or(0, TorchBackend::weight_bytes);
+        let measured = measure(&settings, device, weight_bytes, before);
+        let Sized { plan, kv_cache_bytes, least_bytes, block_bytes, .. } = &sized;
+        let kv_cache_bytes =
+            cache_size::kv_cache_bytes(plan, *kv_cache_bytes, *least_bytes, *block_bytes, &measured)?;
+        let backend: Box<dyn Backend> = match (draft, guesser) {
+            (Some(draft), Some(mut guesser)) => {
+                let shared = draft.share_cache(plan, kv_cache_bytes)?;
+                target.resize_cache(shared.target_bytes)?;
+                guesser.resize_cache(shared.draft_bytes)?;
                 Box::new(draft.join(target, guesser)?)
+            }
+            _ => {
+                target.resize_cache(kv_cache_bytes)?;
+                Box::new(target)
             }
         };
         let tiers = tier_options(&kv_cache, &fetched.dir, digest.as_deref(), &sized.plan, device.kind())?;
@@ -239,7 +233,7 @@ async fn start_engine(
 fn measure(
     settings: &EngineConfig,
     device: ComputeDevice,
-    backend: &TorchBackend,
+    weight_bytes: u64,
     before: Option<GpuMemory>,
 ) -> Measured {
     let after = device.gpu_memory();
@@ -257,7 +251,7 @@ fn measure(
     };
     Measured {
         device: device.kind(),
-        weight_bytes: backend.weight_bytes(),
+        weight_bytes,
         activation_bytes: before.zip(after).map(|(before, after)| before.free.saturating_sub(after.free)),
         left_bytes,
     }
@@ -269,7 +263,7 @@ struct Sized {
     kv_cache_bytes: u64,
     /// Bytes of one sequence of full length in the cache, padding block included.
     least_bytes: u64,
-    /// Bytes of one block, all layers together.
+    /// Bytes of one block, all layers together, a draft model's too.
     block_bytes: u64,
     max_sequences: u32,
     max_batched_tokens: u32,
@@ -307,16 +301,15 @@ fn size(
     kv_cache: &KvCacheConfig,
     device: ComputeDevice,
     inspection: &Inspection,
-    draft_bytes: u64,
+    draft: Option<&DraftModel>,
 ) -> Result<Sized, FatalError> {
-    let budget = memory_budget(settings, kv_cache, device)?.saturating_sub(draft_bytes);
-    let sized = size_within(settings, device.kind(), inspection, budget)?;
+    let budget = memory_budget(settings, kv_cache, device)?;
+    let draft = draft.map(DraftModel::plan_inputs).transpose()?;
+    let sized = size_within(settings, device.kind(), inspection, draft, budget)?;
     if let Some(budget) = cpu_budget_bytes() {
         let plan = &sized.plan;
         let in_main_memory = match device.kind() {
-            DeviceKind::Cpu => {
-                plan.weight_bytes + draft_bytes + plan.activation_reserve_bytes + sized.kv_cache_bytes
-            }
+            DeviceKind::Cpu => plan.weight_bytes + plan.activation_reserve_bytes + sized.kv_cache_bytes,
             DeviceKind::Gpu => 0,
         };
         require_memory(kv_cache, in_main_memory, budget)?;
@@ -328,6 +321,7 @@ fn size_within(
     settings: &EngineConfig,
     device: DeviceKind,
     inspection: &Inspection,
+    draft: Option<DraftInputs<'_>>,
     memory_budget_bytes: u64,
 ) -> Result<Sized, FatalError> {
     let (sequences, batched) = match device {
@@ -350,9 +344,10 @@ fn size_within(
         memory_budget_bytes,
         max_sequences,
         max_batched_tokens,
+        draft,
     })?;
     plan.require_fit()?;
-    let block_bytes = kv_bytes_per_token(config, plan.dtype) * u64::from(plan.block_tokens);
+    let block_bytes = plan.kv_bytes_per_token * u64::from(plan.block_tokens);
     let blocks_of_one = u64::from(plan.max_model_len.div_ceil(plan.block_tokens));
     // More than every sequence at full length can use is never needed. One block is for padding.
     let most = (blocks_of_one.saturating_mul(u64::from(max_sequences)).saturating_add(1))
@@ -437,7 +432,8 @@ mod tests {
     fn a_gpu_without_settings_uses_its_share_of_what_is_there() {
         let budget = gpu_budget_bytes(79 * GIB, 80 * GIB, DEFAULT_GPU_MEMORY_UTILIZATION);
         assert_eq!(budget, 72 * GIB);
-        let sized = size_within(&EngineConfig::default(), DeviceKind::Gpu, &inspection(), budget).unwrap();
+        let sized =
+            size_within(&EngineConfig::default(), DeviceKind::Gpu, &inspection(), None, budget).unwrap();
         assert_eq!((sized.max_sequences, sized.max_batched_tokens), (256, 8192));
         // The cache takes all that weights and activations leave, not the cautious default of a CPU.
         assert!(sized.kv_cache_bytes > 50 * GIB, "{}", sized.kv_cache_bytes);
@@ -449,15 +445,16 @@ mod tests {
     fn a_gpu_that_others_fill_is_refused_before_anything_is_loaded() {
         let budget = gpu_budget_bytes(10 * GIB, 80 * GIB, DEFAULT_GPU_MEMORY_UTILIZATION);
         assert_eq!(budget, 10 * GIB, "no more than is free");
-        let error =
-            size_within(&EngineConfig::default(), DeviceKind::Gpu, &inspection(), budget).err().unwrap();
+        let error = size_within(&EngineConfig::default(), DeviceKind::Gpu, &inspection(), None, budget)
+            .err()
+            .unwrap();
         assert_eq!(error.reason, Reason::DoesNotFit);
     }
 
     #[test]
     fn a_cache_that_was_sized_by_others_is_taken_as_it_is() {
         let settings = EngineConfig { kv_cache_bytes: Some(GIB + (1 << 28)), ..EngineConfig::default() };
-        let sized = size_within(&settings, DeviceKind::Gpu, &inspection(), u64::MAX / 4).unwrap();
+        let sized = size_within(&settings, DeviceKind::Gpu, &inspection(), None, u64::MAX / 4).unwrap();
         assert_eq!(sized.kv_cache_bytes, GIB + (1 << 28));
     }
 }

@@ -9,13 +9,19 @@ use clap::Parser;
 use fairlead_fetch::{FetchOptions, Hub, Progress, SourceUri, fetch, inspect};
 use fairlead_inference::config::{Cli, Command, ConfigError, FetchArgs, InspectArgs, LogFormat, ServeArgs};
 use fairlead_inference::load::FatalError;
+use fairlead_inference::openmp;
 use fairlead_inference::serve::serve;
 use fairlead_model::Reason;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = start_log(&cli).and_then(|()| run(cli.command, &cli.termination_log));
+    let result = start_log(&cli).and_then(|()| {
+        if matches!(cli.command, Command::Serve(_)) {
+            openmp::wait_briefly();
+        }
+        run(cli.command, &cli.termination_log)
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

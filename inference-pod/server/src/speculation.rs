@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use fairlead_backend_torch::{LoadOptions, TorchBackend};
+use fairlead_backend_torch::TorchBackend;
 use fairlead_engine::proposer::Proposer;
 use fairlead_engine::speculation::{DraftedBackend, NGramProposer, NGramSettings, spare_blocks};
 use fairlead_fetch::{FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
 use fairlead_inference_config::{InferenceConfig, SpeculationConfig};
 use fairlead_model::plan::kv_bytes_per_token;
-use fairlead_model::{Plan, Reason};
+use fairlead_model::{DraftInputs, Plan, Reason};
 
 use crate::load::{FatalError, default_cache_dir};
 use crate::tokenizer::TOKENIZER_FILE;
@@ -35,12 +35,13 @@ pub struct DraftModel {
     tokens: usize,
 }
 
-/// How the two models are loaded, so that their caches have the same blocks.
-pub struct SharedOptions {
-    /// The model that is served.
-    pub target: LoadOptions,
-    /// The one that guesses.
-    pub draft: LoadOptions,
+/// The two models' caches, which have the same blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedCache {
+    /// Bytes of the cache of the model that is served.
+    pub target_bytes: u64,
+    /// Bytes of the cache of the one that guesses.
+    pub draft_bytes: u64,
 }
 
 impl DraftModel {
@@ -65,51 +66,28 @@ impl DraftModel {
         &self.fetched.dir
     }
 
-    /// What is known of it before it is loaded.
-    pub fn inspection(&self) -> &Inspection {
-        &self.fetched.inspection
-    }
-
-    /// Parts the memory of the cache between both models: the same blocks for both, and the draft model's spare ones.
+    /// What the plan counts of it.
     ///
     /// # Errors
-    /// [`FatalError`] where the draft model cannot read as far as the other, or not even one sequence fits.
-    pub fn share_cache(
-        &self,
-        options: &LoadOptions,
-        plan: &Plan,
-        target: &Inspection,
-    ) -> Result<SharedOptions, FatalError> {
-        let draft = self.fetched.inspection.config.decoder()?;
-        if draft.max_position_embeddings < plan.max_model_len {
-            return Err(invalid(format!(
-                "the draft model reads {} tokens at most, fewer than engine.maxModelLen, {}; lower that, or take another draft \
-                 model",
-                draft.max_position_embeddings, plan.max_model_len
-            )));
-        }
-        let block_tokens = u64::from(options.block_tokens);
-        let ours = kv_bytes_per_token(target.config.decoder()?, plan.dtype) * block_tokens;
-        let theirs = kv_bytes_per_token(draft, plan.dtype) * block_tokens;
-        let spare = u64::from(spare_blocks(self.tokens, options.block_tokens)) * theirs;
-        let blocks = options.kv_cache_bytes.saturating_sub(spare) / (ours + theirs).max(1);
-        let least = u64::from(plan.max_model_len.div_ceil(options.block_tokens)) + 1;
-        if blocks < least {
-            return Err(FatalError {
-                reason: Reason::DoesNotFit,
-                message: format!(
-                    "engine.kvCacheBytes: {} bytes do not hold one sequence of {} tokens for the model and its draft model, which \
-                     takes {}; raise it, or lower engine.maxModelLen",
-                    options.kv_cache_bytes,
-                    plan.max_model_len,
-                    least * (ours + theirs) + spare
-                ),
-            });
-        }
-        Ok(SharedOptions {
-            target: LoadOptions { kv_cache_bytes: blocks * ours, ..*options },
-            draft: LoadOptions { kv_cache_bytes: blocks * theirs + spare, ..*options },
-        })
+    /// [`FatalError`] where it is no decoder.
+    pub fn plan_inputs(&self) -> Result<DraftInputs<'_>, FatalError> {
+        let Inspection { config, weights, .. } = &self.fetched.inspection;
+        let tokens = u32::try_from(self.tokens).unwrap_or(u32::MAX);
+        Ok(DraftInputs { config: config.decoder()?, weights, tokens })
+    }
+
+    /// Parts the cache between both models: the same blocks for both, and the draft model's spare ones, which the plan counts
+    /// among the activations.
+    ///
+    /// # Errors
+    /// [`FatalError`] where it is no decoder.
+    pub fn share_cache(&self, plan: &Plan, kv_cache_bytes: u64) -> Result<SharedCache, FatalError> {
+        let block_tokens = u64::from(plan.block_tokens);
+        let blocks = kv_cache_bytes / (plan.kv_bytes_per_token * block_tokens).max(1);
+        let theirs = kv_bytes_per_token(self.fetched.inspection.config.decoder()?, plan.dtype) * block_tokens;
+        let ours = plan.kv_bytes_per_token * block_tokens - theirs;
+        let spare = u64::from(spare_blocks(self.tokens, plan.block_tokens));
+        Ok(SharedCache { target_bytes: blocks * ours, draft_bytes: (blocks + spare) * theirs })
     }
 
     /// Makes one backend of both models.
@@ -151,4 +129,21 @@ fn tokenizer_digest(folder: &Path) -> Result<blake3::Hash, FatalError> {
     let bytes = std::fs::read(&path)
         .map_err(|error| invalid(format!("{}: cannot be read: {error}", path.display())))?;
     Ok(blake3::hash(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use fairlead_model::plan::draft_spare_blocks;
+
+    use super::*;
+
+    #[test]
+    fn the_plan_counts_the_blocks_that_the_engine_takes() {
+        for tokens in [1, 2, 4, 8, 15, 16, 17, 31, 63, 64, 100] {
+            for block_tokens in fairlead_model::plan::BLOCK_SIZES {
+                let engine = spare_blocks(tokens as usize, block_tokens);
+                assert_eq!(draft_spare_blocks(tokens, block_tokens), engine, "{tokens} {block_tokens}");
+            }
+        }
+    }
 }

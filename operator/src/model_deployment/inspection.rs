@@ -1,14 +1,16 @@
 //! Gets a model looked at before a pod is made: at a hub by range requests from here, otherwise by a short Job that has the
 //! claim or the image.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use fairlead_crds::condition::{reconciling, stalled};
 use fairlead_crds::model_deployment::{ModelDeployment, ModelPlan};
 use fairlead_fetch::{Inspection, SourceUri};
 use fairlead_model::Reason;
+use futures::future::BoxFuture;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, Secret};
 use kube::{Api, ResourceExt};
 
 use super::build::inspect_job::{self, INPUTS_ANNOTATION};
@@ -26,7 +28,17 @@ const LOOK_AGAIN: Duration = Duration::from_secs(300);
 /// Between two looks at a Job; its end and its pods' troubles are watched.
 const WHILE_INSPECTING: Duration = Duration::from_secs(15);
 
-/// Gets the model looked at.
+/// What looking has shown.
+pub struct Inspected {
+    /// The model.
+    pub model: Inspection,
+    /// The model that guesses ahead, where the spec names one.
+    pub draft: Option<Inspection>,
+    /// Commits of what else comes from a hub, by URI.
+    pub resolved: BTreeMap<String, String>,
+}
+
+/// Gets the model looked at, and all that is served or loaded beside it.
 ///
 /// # Errors
 /// [`Error::Invalid`] when it can't be served, [`Error::Waiting`] while a Job is at it, [`Error::Transient`] when the hub
@@ -38,39 +50,96 @@ pub async fn inspect(
     known: Option<&ModelPlan>,
     context: &Context,
     found: &Dereferenced,
-) -> Result<Inspection, Error> {
-    match &validated.source {
-        SourceUri::Hub { repository, revision } => {
-            // Where only something else has changed, a moving revision stays where it was.
+) -> Result<Inspected, Error> {
+    // Where only something else has changed, a moving revision stays where it was.
+    let model = match &validated.source {
+        SourceUri::Hub { .. } => {
             let pinned = known
                 .filter(|known| plan::same_source(known, inputs))
                 .and_then(|it| it.resolved_revision.clone());
-            let revision = pinned.unwrap_or_else(|| revision.clone());
-            let source = SourceUri::Hub { repository: repository.clone(), revision };
-            at_hub(HubModel { source, token: token(validated, context).await? }, context).await
+            let token = token(validated, context).await?;
+            at_hub(HubModel { source: at(&validated.source, pinned), token }, context).await?
         }
         SourceUri::Claim { .. } | SourceUri::Image { .. } | SourceUri::Folder { .. } => {
-            by_job(object, validated, context, found).await
+            by_job(object, validated, context, found, inspect_job::MODEL).await?
         }
+    };
+    let mut resolved = BTreeMap::new();
+    let pinned = |uri: &str| known.and_then(|known| known.resolved.get(uri)).cloned();
+    let draft = match validated.draft() {
+        None => None,
+        Some(source @ SourceUri::Hub { .. }) => {
+            let uri = source.to_string();
+            let token = token(validated, context).await?;
+            let inspected = at_hub(HubModel { source: at(source, pinned(&uri)), token }, context).await?;
+            resolved.extend(inspected.revision.clone().map(|commit| (uri, commit)));
+            Some(inspected)
+        }
+        Some(_) => Some(by_job(object, validated, context, found, inspect_job::DRAFT).await?),
+    };
+    for (name, source) in &validated.adapters {
+        if !matches!(source, SourceUri::Hub { .. }) {
+            continue;
+        }
+        let uri = source.to_string();
+        let commit = match pinned(&uri) {
+            Some(commit) => commit,
+            None => {
+                let token = token(validated, context).await?;
+                let asked = ask(context, &uri, || {
+                    context.inspector.resolve(HubModel { source: source.clone(), token })
+                });
+                asked.await.map_err(|error| of_adapter(error, name))?
+            }
+        };
+        resolved.insert(uri, commit);
+    }
+    Ok(Inspected { model, draft, resolved })
+}
+
+fn of_adapter(error: Error, name: &str) -> Error {
+    match error {
+        Error::Invalid { reason, message, retry } => {
+            Error::Invalid { reason, message: format!("spec.adapters[{name}].uri: {message}"), retry }
+        }
+        other => other,
+    }
+}
+
+/// The same place at a commit that is known.
+fn at(source: &SourceUri, commit: Option<String>) -> SourceUri {
+    match (source, commit) {
+        (SourceUri::Hub { repository, .. }, Some(revision)) => {
+            SourceUri::Hub { repository: repository.clone(), revision }
+        }
+        _ => source.clone(),
     }
 }
 
 async fn at_hub(model: HubModel, context: &Context) -> Result<Inspection, Error> {
-    let key = model.source.to_string();
+    ask(context, &model.source.to_string(), || context.inspector.inspect(model.clone())).await
+}
+
+/// Asks a hub about `key`, unless it has just failed to answer.
+async fn ask<'a, T>(
+    context: &'a Context,
+    key: &str,
+    question: impl FnOnce() -> BoxFuture<'a, Result<T, InspectError>>,
+) -> Result<T, Error> {
     // Writing a failure into the status wakes the controller at once; where each answer has other words, that would go in
     // circles as fast as the hub answers.
-    if let Some(message) = context.hub_pauses.message(&key, Instant::now()) {
+    if let Some(message) = context.hub_pauses.message(key, Instant::now()) {
         return Err(Error::Transient(message));
     }
     let begun = Instant::now();
-    let result = context.inspector.inspect(model).await;
+    let result = question().await;
     context.metrics.inspected(begun);
     result.map_err(|error| match error {
         InspectError::Model { reason, message } => {
             Error::Invalid { reason: plan::stalled_reason(reason), message, retry: Some(LOOK_AGAIN) }
         }
         InspectError::Unreachable(message) => {
-            context.hub_pauses.begin(key, message.clone(), Instant::now());
+            context.hub_pauses.begin(key.to_owned(), message.clone(), Instant::now());
             Error::Transient(message)
         }
     })
@@ -108,6 +177,7 @@ async fn by_job(
     validated: &ValidatedModelDeployment,
     context: &Context,
     found: &Dereferenced,
+    container: &str,
 ) -> Result<Inspection, Error> {
     let waiting = |message: String| Error::Waiting {
         reason: reconciling::INSPECTING,
@@ -137,7 +207,10 @@ async fn by_job(
         let trouble = pods.iter().find_map(|pod| observe::trouble(pod));
         return Err(waiting(trouble.unwrap_or_else(|| format!("Job {} looks at the model", job.name_any()))));
     };
-    let message = pods.iter().filter_map(|pod| termination_message(pod)).next_back();
+    let message = match ended {
+        Ended::Well => pods.iter().filter_map(|pod| result(pod, container)).next_back(),
+        Ended::Badly => pods.iter().filter_map(|pod| failure(pod)).next_back(),
+    };
     match (ended, message) {
         (Ended::Well, Some(message)) => inspector::parse_inspection(&message).map_err(|problem| {
             Error::invalid(
@@ -179,11 +252,30 @@ fn ended(job: &Job) -> Option<Ended> {
     })
 }
 
-/// What the inspecting container, or an init container that failed, has left.
-fn termination_message(pod: &Pod) -> Option<String> {
+/// What a container that ended well has left.
+fn result(pod: &Pod, container: &str) -> Option<String> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    terminated(statuses.iter().find(|it| it.name == container)?)?.message.clone()
+}
+
+/// What the container that failed, or an init container, has left.
+fn failure(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let terminated = |statuses: &Option<Vec<k8s_openapi::api::core::v1::ContainerStatus>>| {
-        statuses.iter().flatten().find_map(|it| it.state.as_ref()?.terminated.as_ref()?.message.clone())
-    };
-    terminated(&status.container_statuses).or_else(|| terminated(&status.init_container_statuses))
+    let statuses = [&status.container_statuses, &status.init_container_statuses];
+    let failed = statuses.into_iter().flatten().flatten().find_map(|status| {
+        let terminated = terminated(status).filter(|it| it.exit_code != 0)?;
+        Some((status.name.as_str(), terminated.message.clone()?))
+    })?;
+    Some(match failed {
+        (inspect_job::DRAFT, message) => {
+            let (reason, message) = observe::split_reason(&message);
+            let reason = reason.unwrap_or(Reason::PodFailed);
+            format!("{reason}: spec.engine.speculation.draftModel: {message}")
+        }
+        (_, message) => message,
+    })
+}
+
+fn terminated(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    status.state.as_ref()?.terminated.as_ref()
 }

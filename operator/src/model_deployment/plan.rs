@@ -7,10 +7,11 @@ use fairlead_crds::condition::{reconciling, stalled};
 use fairlead_crds::model_deployment::{ModelPlan, Task};
 use fairlead_fetch::{Inspection, SourceUri};
 use fairlead_model::encoder::{EncoderPlanInputs, plan_encoder};
-use fairlead_model::{ModelError, Plan, PlanInputs, Purpose, Reason};
+use fairlead_model::{DraftInputs, LoadQuantization, ModelError, Plan, PlanInputs, Purpose, Reason};
 use sha2::{Digest as _, Sha256};
 
-use super::validate::{Engine, ValidatedModelDeployment};
+use super::inspection::Inspected;
+use super::validate::{Engine, Speculation, ValidatedModelDeployment};
 use crate::error::Error;
 
 /// Label with a node's memory of one GPU in MiB, set by NVIDIA's GPU feature discovery.
@@ -93,6 +94,18 @@ fn of_spec(validated: &ValidatedModelDeployment) -> String {
         Task::Generate => rest,
         task => format!("{rest} {task:?}"),
     };
+    let rest = match engine.quantization {
+        LoadQuantization::None => rest,
+        quantization => format!("{rest} {quantization:?}"),
+    };
+    let rest = match &validated.speculation {
+        Some(speculation @ Speculation { draft: Some(_), .. }) => format!("{rest} {speculation:?}"),
+        // Prompt lookup takes no memory.
+        _ => rest,
+    };
+    // Their commits are part of the plan.
+    let adapters = validated.adapters.values().filter(|source| matches!(source, SourceUri::Hub { .. }));
+    let rest = adapters.fold(rest, |rest, source| format!("{rest} {source}"));
     format!("{}.{}.", source_key(&validated.source), short_hash(&rest))
 }
 
@@ -119,11 +132,15 @@ pub fn make(
     validated: &ValidatedModelDeployment,
     inputs: &str,
     budget: u64,
-    inspected: &Inspection,
+    inspected: &Inspected,
 ) -> Result<ModelPlan, Error> {
     let engine = &validated.engine;
+    let Inspected { model: inspected, draft, resolved } = inspected;
     let plan = match validated.task {
-        Task::Generate => decoder(engine, budget, inspected),
+        Task::Generate => {
+            let tokens = validated.speculation.as_ref().map_or(0, |speculation| speculation.tokens);
+            decoder(engine, budget, inspected, draft.as_ref().map(|draft| (draft, tokens)))
+        }
         Task::Embed => encoder(engine, budget, inspected, Purpose::Embed),
         Task::Rerank => encoder(engine, budget, inspected, Purpose::Rerank),
     }
@@ -137,6 +154,7 @@ pub fn make(
         inputs: inputs.to_owned(),
         architecture: inspected.config.architecture().to_owned(),
         resolved_revision: inspected.revision.clone(),
+        resolved: resolved.clone(),
         parameters: plan.parameters,
         weight_bytes: plan.weight_bytes,
         kv_bytes_per_token: plan.kv_bytes_per_token,
@@ -150,18 +168,30 @@ pub fn make(
     })
 }
 
-fn decoder(engine: &Engine, budget: u64, inspected: &Inspection) -> Result<Plan, ModelError> {
+fn decoder(
+    engine: &Engine,
+    budget: u64,
+    inspected: &Inspection,
+    draft: Option<(&Inspection, u32)>,
+) -> Result<Plan, ModelError> {
+    let draft = match draft {
+        Some((Inspection { config, weights, .. }, tokens)) => {
+            Some(DraftInputs { config: config.decoder()?, weights, tokens })
+        }
+        None => None,
+    };
     fairlead_model::plan(&PlanInputs {
         config: inspected.config.decoder()?,
         weights: &inspected.weights,
         device: engine.device,
         dtype: engine.dtype,
-        quantization: fairlead_model::LoadQuantization::None,
+        quantization: engine.quantization,
         max_model_len: engine.max_model_len,
         block_tokens: engine.block_tokens,
         memory_budget_bytes: budget,
         max_sequences: engine.max_sequences,
         max_batched_tokens: engine.max_batched_tokens,
+        draft,
     })
 }
 

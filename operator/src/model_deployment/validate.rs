@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use fairlead_crds::condition::stalled;
 use fairlead_crds::model_deployment::{
-    AdapterSpec, Dtype, EngineSpec, KvCacheSpec, ModelDeployment, ModelDeploymentSpec, ModelSource,
-    PlacementSpec, PodTemplateSpec, ResourcesSpec, Task, UpdateSpec,
+    AdapterSpec, DraftModelSpec, Dtype, EngineSpec, KvCacheSpec, ModelDeployment, ModelDeploymentSpec,
+    ModelSource, PlacementSpec, PodTemplateSpec, Quantization, ResourcesSpec, SpeculationSpec, Task,
+    UpdateSpec,
 };
 use fairlead_fetch::SourceUri;
-use fairlead_model::{DeviceKind, RunDtype};
+use fairlead_model::{DeviceKind, LoadQuantization, RunDtype};
 use k8s_openapi::api::core::v1::EnvVar;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -24,6 +25,8 @@ use crate::quantity;
 const UTILIZATION: f64 = fairlead_inference_config::DEFAULT_GPU_MEMORY_UTILIZATION;
 /// Engine memory where the spec names none.
 const MEMORY: &str = "2Gi";
+/// Tokens guessed at once where the spec names none.
+const GUESSES: u32 = 4;
 /// Time to finish streams where the spec names none.
 const GRACE_SECONDS: i64 = 300;
 
@@ -46,6 +49,8 @@ pub struct ValidatedModelDeployment {
     pub digest: Option<String>,
     /// LoRA adapters, by the names they are served under.
     pub adapters: BTreeMap<String, SourceUri>,
+    /// Guessing ahead, if the spec asks for it.
+    pub speculation: Option<Speculation>,
     /// How the engine runs.
     pub engine: Engine,
     /// How keys and values are kept beyond the cache itself.
@@ -62,6 +67,22 @@ pub struct ValidatedModelDeployment {
     pub max_unavailable: i32,
     /// What to add to the pods.
     pub pod: Pod,
+}
+
+impl ValidatedModelDeployment {
+    /// Where the draft model comes from, if there is one.
+    pub fn draft(&self) -> Option<&SourceUri> {
+        self.speculation.as_ref()?.draft.as_ref()
+    }
+}
+
+/// Guessing ahead, defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Speculation {
+    /// Most tokens guessed at once.
+    pub tokens: u32,
+    /// The model that guesses; `None` is prompt lookup.
+    pub draft: Option<SourceUri>,
 }
 
 /// How the engine runs, defaults filled in.
@@ -83,6 +104,8 @@ pub struct Engine {
     pub memory_is_explicit: bool,
     /// Tokens in a KV block.
     pub block_tokens: u32,
+    /// Quantisation of weights that the checkpoint holds in full.
+    pub quantization: LoadQuantization,
 }
 
 /// What a replica gets, defaults filled in.
@@ -158,6 +181,7 @@ pub fn validate(object: &ModelDeployment, settings: &Settings) -> Result<Validat
         namespace: object.namespace().unwrap_or_default(),
         owner: owner(object)?,
         task: *task,
+        speculation: validate_speculation(engine.speculation.as_ref(), &source)?,
         engine: validate_engine(*task, engine, kv_cache, &resources)?,
         kv_tiers: kv_tiers::validate(kv_cache)?,
         pod: validate_pod(pod_template, &source, secret.as_deref(), settings),
@@ -210,23 +234,44 @@ fn validate_adapters(
                 "{field}.name is the ModelDeployment's own name; choose another one"
             )));
         }
-        let source = SourceUri::parse(uri).map_err(|error| invalid(format!("{field}.uri: {error}")))?;
-        match (&source, model) {
-            (SourceUri::Hub { .. }, _) => {}
-            (SourceUri::Claim { claim, .. }, SourceUri::Claim { claim: mounted, .. }) if claim == mounted => {
-            }
-            _ => {
-                return Err(invalid(format!(
-                    "{field}.uri is {uri}; an adapter comes from a hub (hf://org/name@revision), or from the claim that \
-                     spec.model.uri names"
-                )));
-            }
-        }
+        let source = beside(model, &format!("{field}.uri"), uri)?;
         if sources.insert(name.clone(), source).is_some() {
             return Err(invalid(format!("spec.adapters: two are named {name}; give each its own name")));
         }
     }
     Ok(sources)
+}
+
+/// Where something comes from that goes with the model.
+fn beside(model: &SourceUri, field: &str, uri: &str) -> Result<SourceUri, Error> {
+    let source = SourceUri::parse(uri).map_err(|error| invalid(format!("{field}: {error}")))?;
+    match (&source, model) {
+        (SourceUri::Hub { .. }, _) => Ok(source),
+        (SourceUri::Claim { claim, .. }, SourceUri::Claim { claim: mounted, .. }) if claim == mounted => {
+            Ok(source)
+        }
+        _ => Err(invalid(format!(
+            "{field} is {uri}; it must be at a hub (hf://org/name@revision), or on the claim that spec.model.uri names"
+        ))),
+    }
+}
+
+fn validate_speculation(
+    spec: Option<&SpeculationSpec>,
+    model: &SourceUri,
+) -> Result<Option<Speculation>, Error> {
+    let Some(SpeculationSpec { tokens, draft_model }) = spec else { return Ok(None) };
+    let tokens = tokens.unwrap_or(GUESSES);
+    if tokens == 0 {
+        return Err(invalid(
+            "spec.engine.speculation.tokens is 0; it must be at least 1, or leave spec.engine.speculation out",
+        ));
+    }
+    let draft = draft_model
+        .as_ref()
+        .map(|DraftModelSpec { uri }| beside(model, "spec.engine.speculation.draftModel.uri", uri))
+        .transpose()?;
+    Ok(Some(Speculation { tokens, draft }))
 }
 
 fn is_digest(text: &str) -> bool {
@@ -289,8 +334,15 @@ fn validate_engine(
     kv_cache: &KvCacheSpec,
     resources: &Resources,
 ) -> Result<Engine, Error> {
-    let EngineSpec { dtype, max_model_len, max_sequences, max_batched_tokens, gpu_memory_utilization } =
-        engine;
+    let EngineSpec {
+        dtype,
+        max_model_len,
+        max_sequences,
+        max_batched_tokens,
+        gpu_memory_utilization,
+        quantization,
+        speculation,
+    } = engine;
     // The rest is `kv_tiers`' business.
     let KvCacheSpec { block_tokens, prefix_sharing: _, tiers: _ } = kv_cache;
     let device = if resources.gpus > 0 { DeviceKind::Gpu } else { DeviceKind::Cpu };
@@ -304,6 +356,12 @@ fn validate_engine(
     if task != Task::Generate && *kv_cache != KvCacheSpec::default() {
         return Err(invalid(format!(
             "spec.kvCache is for models that continue text; with spec.task {task:?} leave it out"
+        )));
+    }
+    if task != Task::Generate && (*quantization != Quantization::None || speculation.is_some()) {
+        return Err(invalid(format!(
+            "spec.engine.quantization and spec.engine.speculation are for models that continue text; with spec.task {task:?} leave \
+             them out"
         )));
     }
     let block_tokens = block_tokens.unwrap_or(16);
@@ -332,6 +390,11 @@ fn validate_engine(
         utilization,
         memory_is_explicit: resources.gpu_memory_bytes.is_some(),
         block_tokens,
+        quantization: match quantization {
+            Quantization::None => LoadQuantization::None,
+            Quantization::Int8 => LoadQuantization::Int8,
+            Quantization::Int4 => LoadQuantization::Int4,
+        },
     })
 }
 

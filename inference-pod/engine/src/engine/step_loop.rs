@@ -15,7 +15,7 @@ use super::{EngineParts, Load, Observer, StepReport};
 use crate::backend::{Backend, BackendError, Sampled};
 use crate::proposer::Proposer;
 use crate::scheduler::{Budget, Limits, State, StepPlan, Update, complete, schedule};
-use crate::sequence::RequestId;
+use crate::sequence::{GivenUp, RequestId};
 use crate::tiers::{TierError, TierStore, Traffic, Wake};
 
 pub(super) struct Client {
@@ -24,6 +24,8 @@ pub(super) struct Client {
     pub(super) slot: Option<QueueSlot>,
     /// Answers that have not ended.
     pub(super) answers: u32,
+    /// Those that are wanted no more.
+    pub(super) given_up: GivenUp,
 }
 
 pub(super) struct Engine<B> {
@@ -231,10 +233,10 @@ impl<B: Backend> Engine<B> {
                 let adapter = request.adapter;
                 let id = self.next_id;
                 self.next_id += 1;
-                let answers = request.choices.max(1);
+                let (answers, given_up) = (request.choices.max(1), request.given_up.clone());
                 match self.state.add(id, *request) {
                     Ok(()) => {
-                        self.clients.insert(id, Client { events, slot: Some(slot), answers });
+                        self.clients.insert(id, Client { events, slot: Some(slot), answers, given_up });
                         self.adapters.begin(id, adapter);
                     }
                     Err(refusal) => drop(events.try_send(Event::Failed(Failure::Refused(refusal)))),
@@ -253,6 +255,12 @@ impl<B: Backend> Engine<B> {
             self.clients.remove(&id);
             self.forget(id)?;
         }
+        for (id, client) in self.clients.iter_mut().filter(|(_, client)| client.given_up.is_marked()) {
+            for choice in client.given_up.take() {
+                client.answers -= u32::from(self.state.end_answer(*id, choice)?);
+            }
+        }
+        self.clients.retain(|_, client| client.answers > 0);
         Ok(())
     }
 

@@ -88,6 +88,12 @@ impl TokenMask {
     pub fn allows(&self, token: u32) -> bool {
         self.words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
     }
+
+    /// Whether no token may be chosen.
+    #[must_use]
+    pub fn allows_nothing(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
 }
 
 /// Why no token could be chosen from a row.

@@ -256,7 +256,11 @@ impl Sequence {
     pub(crate) fn prepare_masks(&mut self, drafts: usize) -> Result<(), String> {
         let Some(constraint) = &mut self.constraint else { return Ok(()) };
         if self.masks.is_empty() {
-            self.masks.push(constraint.mask()?);
+            let mask = constraint.mask()?;
+            if mask.allows_nothing() {
+                return Err("no token may come next".to_owned());
+            }
+            self.masks.push(mask);
         }
         let known = self.masks.len() - 1;
         if known >= drafts {

@@ -138,6 +138,28 @@ impl State {
         Ok(true)
     }
 
+    /// Drops one answer of a request that has others, and returns its blocks. An answer that has not begun by itself yet, or has
+    /// ended, stays as it is. Says whether it was dropped.
+    ///
+    /// # Errors
+    /// [`PoolError`] if its blocks were not its own.
+    pub fn end_answer(&mut self, id: RequestId, choice: u32) -> Result<bool, PoolError> {
+        let Some(open) = self.requests.get(&id) else { return Ok(false) };
+        let rank = open.rank.of_choice(choice);
+        if self.waiting.get(&rank).is_some_and(|sequence| sequence.unforked == 0) {
+            self.waiting.remove(&rank);
+        } else {
+            match self.running.binary_search_by_key(&rank, |sequence| sequence.rank) {
+                Ok(index) if self.running[index].unforked == 0 => {
+                    release(&mut self.pool, &mut self.running.remove(index))?;
+                }
+                _ => return Ok(false),
+            }
+        }
+        self.close_answer(id);
+        Ok(true)
+    }
+
     /// Drops the requests of sequences whose logits were not finite. All blocks that these sequences held lose their names,
     /// since the backend has cleaned them, and whoever else held one of them starts over.
     ///

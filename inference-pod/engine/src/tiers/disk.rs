@@ -165,9 +165,9 @@ impl DiskTier {
         }
     }
 
-    /// Has a block removed, behind whatever may be about to write it. Where the queue is full it stays.
+    /// Has a block removed, behind whatever may be about to write it.
     pub fn remove(&self, block: BlockHash) {
-        let _ = self.queue.write(Write::Remove(block));
+        self.queue.write_in_any_case(Write::Remove(block));
     }
 
     /// Has a block written, if there is room in the queue.

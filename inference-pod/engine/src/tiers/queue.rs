@@ -75,6 +75,16 @@ impl<R, W> Queue<R, W> {
         Ok(())
     }
 
+    /// Asks for a write that must not be lost and takes next to no memory. Only a closed queue drops it: nothing is read after
+    /// that.
+    pub fn write_in_any_case(&self, write: W) {
+        let mut lanes = self.lanes();
+        if !lanes.closed {
+            lanes.writes.push_back(write);
+            self.filled.notify_one();
+        }
+    }
+
     /// Takes nothing in any more; what is in there is still taken.
     pub fn close(&self) {
         self.lanes().closed = true;
@@ -111,13 +121,16 @@ mod tests {
         assert_eq!(queue.write("a"), Ok(()));
         assert_eq!(queue.write("b"), Ok(()));
         assert_eq!(queue.write("c"), Err("c"));
+        queue.write_in_any_case("d");
         assert_eq!(queue.read(1), Ok(()));
         assert_eq!(queue.read(2), Err(2));
         assert_eq!(queue.take(Duration::ZERO), Job::Read(1));
         assert_eq!(queue.take(Duration::ZERO), Job::Write("a"));
         queue.close();
         assert_eq!(queue.read(3), Err(3));
+        queue.write_in_any_case("e");
         assert_eq!(queue.take(Duration::ZERO), Job::Write("b"));
+        assert_eq!(queue.take(Duration::ZERO), Job::Write("d"));
         assert_eq!(queue.take(Duration::ZERO), Job::Closed);
         let idle: Queue<(), ()> = Queue::new(1, 1);
         assert_eq!(idle.take(Duration::ZERO), Job::Nothing);

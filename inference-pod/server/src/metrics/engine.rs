@@ -39,6 +39,9 @@ pub struct EngineMetrics {
     accepted_at: Family<PlaceLabels, Counter>,
     iteration_tokens: Histogram,
     step_seconds: Histogram,
+    block_lifetime: Histogram,
+    block_idle: Histogram,
+    block_reuse_gap: Histogram,
     cache_config: Family<CacheLabels, Gauge>,
 }
 
@@ -57,6 +60,9 @@ impl EngineMetrics {
             accepted_at: Family::default(),
             iteration_tokens: Histogram::new(buckets::ITERATION_TOKENS),
             step_seconds: Histogram::new(buckets::STEP_SECONDS),
+            block_lifetime: Histogram::new(buckets::BLOCK_SECONDS),
+            block_idle: Histogram::new(buckets::BLOCK_SECONDS),
+            block_reuse_gap: Histogram::new(buckets::BLOCK_SECONDS),
             cache_config: Family::default(),
         };
         let m = metrics.clone();
@@ -100,6 +106,21 @@ impl EngineMetrics {
         );
         registry.register("vllm:iteration_tokens_total", "Tokens in a step", m.iteration_tokens);
         registry.register("vllm:cache_config_info", "Size of the KV cache", m.cache_config);
+        registry.register(
+            "vllm:kv_block_lifetime_seconds",
+            "Time from a cached block's content to its loss to others",
+            m.block_lifetime,
+        );
+        registry.register(
+            "vllm:kv_block_idle_before_evict_seconds",
+            "Time that nobody had used a cached block when it was lost to others",
+            m.block_idle,
+        );
+        registry.register(
+            "vllm:kv_block_reuse_gap_seconds",
+            "Time that nobody had used a cached block when it was found again",
+            m.block_reuse_gap,
+        );
         registry.register("fairlead_step_seconds", "Time of a step in the backend", m.step_seconds);
         metrics
     }
@@ -119,6 +140,13 @@ impl EngineMetrics {
         for (place, &accepted) in (0_u32..).zip(&report.counts.accepted_at) {
             let labels = PlaceLabels { position: place.min(PLACES - 1) };
             self.accepted_at.get_or_create(&labels).inc_by(accepted);
+        }
+        for eviction in &report.counts.evictions {
+            self.block_lifetime.observe(eviction.lifetime.as_secs_f64());
+            self.block_idle.observe(eviction.idle.as_secs_f64());
+        }
+        for gap in &report.counts.reuse_gaps {
+            self.block_reuse_gap.observe(gap.as_secs_f64());
         }
         self.iteration_tokens.observe(report.tokens as f64);
         self.step_seconds.observe(report.elapsed.as_secs_f64());

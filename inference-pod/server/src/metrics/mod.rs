@@ -167,6 +167,7 @@ impl Observer for Metrics {
 
 #[cfg(test)]
 mod tests {
+    use fairlead_engine::block_pool::Eviction;
     use fairlead_engine::scheduler::StepCounts;
 
     use super::*;
@@ -211,6 +212,8 @@ mod tests {
                 accepted_tokens: 3,
                 // Only one place is used: the text's order of several is not fixed.
                 accepted_at: vec![3],
+                evictions: vec![Eviction { lifetime: Duration::from_secs(40), idle: Duration::from_secs(4) }],
+                reuse_gaps: vec![Duration::from_millis(300), Duration::from_secs(7)],
                 ..StepCounts::default()
             },
         });

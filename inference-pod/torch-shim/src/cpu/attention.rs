@@ -194,7 +194,7 @@ impl Head {
     /// The scores of a chunk.
     #[inline(always)]
     unsafe fn score<T: Number>(&mut self, keys: &[*const T]) {
-        for (first, group) in column_groups(self.groups) {
+        for (first, group) in column_groups::<T>(self.groups) {
             with_columns!(group, C => {
                 let mut columns = [std::ptr::null(); C];
                 for (index, column) in columns.iter_mut().enumerate() {
@@ -246,7 +246,7 @@ impl Head {
     /// Adds a chunk's values.
     #[inline(always)]
     unsafe fn add_values<T: Number>(&mut self, values: &[*const T]) {
-        for (first, group) in column_groups(self.groups) {
+        for (first, group) in column_groups::<T>(self.groups) {
             with_columns!(group, C => {
                 let mut at = 0;
                 while at + 4 * LANES <= self.head_dim {

@@ -3,11 +3,11 @@
 use super::lanes::{F32x8, LANES, prefetch};
 use super::number::Number;
 
-/// Rows of a full tile. With two columns that is eight sums, as many as keep a processor busy whose additions take four cycles
-/// and go two at a time; more do not fit the sixteen registers of AVX2 together with their factors.
+/// Rows of a full tile. A processor whose additions take four cycles and go two at a time is kept busy by eight sums at least;
+/// with three columns they are twelve, and fill the sixteen registers of AVX2 together with their factors.
 pub(crate) const TILE_ROWS: usize = 4;
-/// Columns of a full tile.
-pub(crate) const TILE_COLUMNS: usize = 2;
+/// Most columns of a full tile; [`Number::TILE_COLUMNS`] says what is best.
+pub(crate) const TILE_COLUMNS: usize = 3;
 
 /// Numbers that a step of a dot product takes from each row.
 pub(crate) const STEP: usize = 2 * LANES;
@@ -96,8 +96,12 @@ macro_rules! with_columns {
                 const $C: usize = 1;
                 $body
             }
-            _ => {
+            2 => {
                 const $C: usize = 2;
+                $body
+            }
+            _ => {
+                const $C: usize = 3;
                 $body
             }
         }
@@ -105,9 +109,9 @@ macro_rules! with_columns {
 }
 pub(crate) use with_columns;
 
-/// Cuts `count` columns into groups of at most [`TILE_COLUMNS`] that differ by at most one: beginning and length of each.
-pub(crate) fn column_groups(count: usize) -> impl Iterator<Item = (usize, usize)> {
-    let groups = count.div_ceil(TILE_COLUMNS);
+/// Cuts `count` columns into groups of at most [`Number::TILE_COLUMNS`] that differ by at most one: beginning and length of each.
+pub(crate) fn column_groups<T: Number>(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    let groups = count.div_ceil(T::TILE_COLUMNS);
     (0..groups).map(move |group| {
         let begin = group * count / groups;
         (begin, (group + 1) * count / groups - begin)
@@ -116,18 +120,25 @@ pub(crate) fn column_groups(count: usize) -> impl Iterator<Item = (usize, usize)
 
 #[cfg(test)]
 mod tests {
+    use super::super::number::Bf16;
     use super::*;
 
-    #[test]
-    fn groups_cover_all_columns_evenly() {
+    fn covers_all_columns_evenly<T: Number>() {
+        const { assert!(T::TILE_COLUMNS <= TILE_COLUMNS) };
         for count in 0..40 {
             let mut next = 0;
-            for (begin, length) in column_groups(count) {
+            for (begin, length) in column_groups::<T>(count) {
                 assert_eq!(begin, next);
-                assert!((1..=TILE_COLUMNS).contains(&length), "{count}");
+                assert!((1..=T::TILE_COLUMNS).contains(&length), "{count}");
                 next += length;
             }
             assert_eq!(next, count);
         }
+    }
+
+    #[test]
+    fn groups_cover_all_columns_evenly() {
+        covers_all_columns_evenly::<f32>();
+        covers_all_columns_evenly::<Bf16>();
     }
 }

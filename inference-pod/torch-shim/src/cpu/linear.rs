@@ -2,7 +2,7 @@
 //!
 //! A decode multiplies each weight with a handful of numbers, so it runs at the speed of memory or not at all: each weight is
 //! read once, in place, and meets all rows of x while it is in the cache. libtorch's general product reads them well for one row
-//! only. With bf16 weights on AVX2, libtorch converts each weight anew for each row; here a tile is converted once for three.
+//! only. With bf16 weights on AVX2, libtorch converts each weight anew for each row; here a tile is converted once for two.
 
 use std::ops::Range;
 
@@ -112,7 +112,7 @@ unsafe fn multiply_panel<T: Number>(
     };
     let mut sums = Vec::new();
     for (block, pointers) in columns.pointers.chunks(BLOCK_COLUMNS).enumerate() {
-        let groups = pointers.len().div_ceil(TILE_COLUMNS);
+        let groups = pointers.len().div_ceil(T::TILE_COLUMNS);
         // The next tile begins where this one ends; a piece of a row is followed by the next.
         let (depth, ahead) = match pointers.len() {
             0..=MOST_COLUMNS_IN_ONE_GO => (columns.width.max(1), TILE_ROWS * columns.width),
@@ -124,7 +124,7 @@ unsafe fn multiply_panel<T: Number>(
             let length = depth.min(columns.width - begin);
             for index in 0..tiles {
                 let rows = tile(index, begin);
-                for (group, (first, count)) in column_groups(pointers.len()).enumerate() {
+                for (group, (first, count)) in column_groups::<T>(pointers.len()).enumerate() {
                     with_columns!(count, C => {
                         let mut inputs = [std::ptr::null(); C];
                         for (input, pointer) in inputs.iter_mut().zip(&pointers[first..]) {
@@ -139,7 +139,7 @@ unsafe fn multiply_panel<T: Number>(
         for index in 0..tiles {
             let rows = tile(index, 0);
             let first_row = range.start + index * TILE_ROWS;
-            for (group, (first, count)) in column_groups(pointers.len()).enumerate() {
+            for (group, (first, count)) in column_groups::<T>(pointers.len()).enumerate() {
                 for column in 0..count {
                     let place = (block * BLOCK_COLUMNS + first + column) * target.stride + first_row;
                     // SAFETY: as the caller promises.

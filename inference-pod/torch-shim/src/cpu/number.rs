@@ -24,6 +24,9 @@ impl Element for i64 {
 
 /// A number type of weights, activations and cache.
 pub(crate) trait Number: Element {
+    /// Columns of a full tile of dot products, at most [`super::dot::TILE_COLUMNS`].
+    const TILE_COLUMNS: usize;
+
     fn to_f32(self) -> f32;
 
     /// Rounds to the nearest, to even where two are as near; what is not a number stays so.
@@ -46,6 +49,8 @@ pub(crate) trait Number: Element {
 }
 
 impl Number for f32 {
+    const TILE_COLUMNS: usize = 3;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -78,6 +83,9 @@ impl Number for f32 {
 pub(crate) struct Bf16(u16);
 
 impl Number for Bf16 {
+    // Converting takes registers, too.
+    const TILE_COLUMNS: usize = 2;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.0) << 16)

@@ -11,14 +11,14 @@ use fairlead_crds::model_deployment::{ModelPlan, Task as SpecTask};
 use fairlead_fetch::SourceUri;
 use fairlead_inference_config::{
     AdapterConfig, Device, Dtype, EngineConfig, InferenceConfig, ModelConfig, Quantization, ServerConfig,
-    Task,
+    SpeculationConfig, Task,
 };
-use fairlead_model::{DeviceKind, RunDtype};
+use fairlead_model::{DeviceKind, LoadQuantization, RunDtype};
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 
 use super::{metadata, pod};
 use crate::model_deployment::plan::short_hash;
-use crate::model_deployment::validate::{Engine, ValidatedModelDeployment};
+use crate::model_deployment::validate::{Engine, Speculation, ValidatedModelDeployment};
 
 /// Key of the newest settings in the ConfigMap, and name of the file in every pod.
 pub const CONFIG_KEY: &str = "config.json";
@@ -34,6 +34,7 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
         utilization,
         memory_is_explicit,
         block_tokens,
+        quantization,
     } = &validated.engine;
     let (uri, cache_dir) = match &validated.source {
         SourceUri::Hub { repository, revision } => {
@@ -44,13 +45,19 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
         // What adapters from a hub are fetched into.
         source => (pod::model_uri(source), pod::fetches(validated).then(|| PathBuf::from(pod::SCRATCH_DIR))),
     };
-    let adapter = |(name, source): (&String, &SourceUri)| AdapterConfig {
-        name: name.clone(),
-        uri: match source {
-            SourceUri::Hub { .. } => source.to_string(),
-            source => pod::model_uri(source),
+    let beside = |source: &SourceUri| match source {
+        SourceUri::Hub { repository, .. } => match plan.resolved.get(&source.to_string()) {
+            Some(commit) => format!("hf://{repository}@{commit}"),
+            None => source.to_string(),
         },
+        source => pod::model_uri(source),
     };
+    let adapter =
+        |(name, source): (&String, &SourceUri)| AdapterConfig { name: name.clone(), uri: beside(source) };
+    let speculation = validated.speculation.as_ref().map(|Speculation { tokens, draft }| match draft {
+        Some(source) => SpeculationConfig::DraftModel { tokens: *tokens, uri: beside(source) },
+        None => SpeculationConfig::prompt_lookup(*tokens),
+    });
     // What a GPU has free is best measured on it, and a node that joins must not roll the pods. But where the spec says how
     // much there is, and on a CPU, where it always does, the plan is kept to.
     let generates = validated.task == SpecTask::Generate;
@@ -69,7 +76,11 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
                 Some(RunDtype::F16) => Dtype::F16,
                 Some(RunDtype::F32) => Dtype::F32,
             },
-            quantization: Quantization::None,
+            quantization: match quantization {
+                LoadQuantization::None => Quantization::None,
+                LoadQuantization::Int8 => Quantization::Int8,
+                LoadQuantization::Int4 => Quantization::Int4,
+            },
             max_model_len: *max_model_len,
             max_sequences: Some(*max_sequences),
             max_batched_tokens: Some(*max_batched_tokens),
@@ -87,7 +98,7 @@ pub fn inference_config(validated: &ValidatedModelDeployment, plan: &ModelPlan) 
         },
         kv_cache: validated.kv_tiers.config.clone(),
         adapters: validated.adapters.iter().map(adapter).collect(),
-        speculation: None,
+        speculation,
         server: ServerConfig {
             drain_delay_seconds: drain_delay_seconds(validated.pod.grace_seconds),
             drain_seconds: drain_seconds(validated.pod.grace_seconds),

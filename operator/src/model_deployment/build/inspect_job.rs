@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use fairlead_crds::MODEL_DEPLOYMENT_LABEL;
+use fairlead_fetch::SourceUri;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec, PodTemplateSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -18,7 +19,11 @@ use crate::model_deployment::validate::ValidatedModelDeployment;
 pub const INPUTS_ANNOTATION: &str = "fairlead.dev/inspects";
 /// [`NAME_LABEL`] of inspection pods; another than the engine pods', so that no Service or budget takes them for those.
 const INSPECTION: &str = "fairlead-inspection";
-/// Where the container leaves what it finds.
+/// The container that looks at the model.
+pub const MODEL: &str = "inspect";
+/// The container that looks at the draft model, where that is on the model's claim.
+pub const DRAFT: &str = "inspect-draft";
+/// Where a container leaves what it finds.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// The Job's hash: all that its pod is made from, so that a pull secret or a toleration that was missing makes a new one.
@@ -45,7 +50,7 @@ fn without_inputs(validated: &ValidatedModelDeployment) -> Job {
     let mut volumes = model_volumes(&validated.source);
     volumes.push(scratch("tmp"));
     let spec = PodSpec {
-        containers: vec![container(validated)],
+        containers: containers(validated),
         init_containers: copy_containers(&validated.source, &validated.pod.image),
         volumes: Some(volumes),
         restart_policy: Some("Never".to_owned()),
@@ -77,11 +82,18 @@ fn without_inputs(validated: &ValidatedModelDeployment) -> Job {
     }
 }
 
-fn container(validated: &ValidatedModelDeployment) -> Container {
+/// One for each model that lies on a volume.
+fn containers(validated: &ValidatedModelDeployment) -> Vec<Container> {
+    let draft = validated.draft().filter(|source| !matches!(source, SourceUri::Hub { .. }));
+    let sources = std::iter::once((MODEL, &validated.source)).chain(draft.map(|source| (DRAFT, source)));
+    sources.map(|(name, source)| container(name, source, &validated.pod.image)).collect()
+}
+
+fn container(name: &str, source: &SourceUri, image: &str) -> Container {
     Container {
-        name: "inspect".to_owned(),
-        image: Some(validated.pod.image.clone()),
-        args: Some(vec!["inspect".to_owned(), "--model".to_owned(), model_uri(&validated.source)]),
+        name: name.to_owned(),
+        image: Some(image.to_owned()),
+        args: Some(vec!["inspect".to_owned(), "--model".to_owned(), model_uri(source)]),
         env: Some(vec![EnvVar {
             name: "FAIRLEAD_TERMINATION_LOG".to_owned(),
             value: Some(TERMINATION_LOG.to_owned()),

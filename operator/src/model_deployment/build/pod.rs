@@ -182,9 +182,10 @@ fn engine(validated: &ValidatedModelDeployment, image: &str, settings: &Settings
     }
 }
 
-/// Whether the pod brings files from a hub: the model, or an adapter.
+/// Whether the pod brings files from a hub: the model, an adapter or a draft model.
 pub fn fetches(validated: &ValidatedModelDeployment) -> bool {
-    let mut sources = std::iter::once(&validated.source).chain(validated.adapters.values());
+    let mut sources =
+        std::iter::once(&validated.source).chain(validated.adapters.values()).chain(validated.draft());
     sources.any(|source| matches!(source, SourceUri::Hub { .. }))
 }
 

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::model_deployment::build::{build, inspect_job};
 use crate::model_deployment::{plan, validate};
-use crate::testing::{encoder_inspection, inspection, model_deployment, settings};
+use crate::testing::{encoder_inspection, inspected, inspection, model_deployment, settings};
 
 const HUB: &str = include_str!("fixtures/hub.yaml");
 const GPU: &str = include_str!("fixtures/gpu.yaml");
@@ -17,7 +17,7 @@ fn children(yaml: &str) -> serde_json::Value {
     let nodes = [[(plan::GPU_MEMORY_LABEL.to_owned(), "81559".to_owned())].into()];
     let budget = plan::memory_budget(&validated, &nodes).unwrap();
     let inputs = plan::inputs(&validated, budget);
-    let plan = plan::make(&validated, &inputs, budget, &inspection(1_235_814_400)).unwrap();
+    let plan = plan::make(&validated, &inputs, budget, &inspected(inspection(1_235_814_400))).unwrap();
     let children = build(&validated, &plan, &std::collections::BTreeMap::new(), &settings());
     json!({
         "deployment": children.deployment,
@@ -42,7 +42,7 @@ fn from_a_hub_on_a_gpu_with_everything_set() {
 fn an_encoder_has_settings_without_a_cache() {
     let validated = validate::validate(&model_deployment(EMBED), &settings()).unwrap();
     let budget = plan::memory_budget(&validated, &[]).unwrap();
-    let plan = plan::make(&validated, "inputs", budget, &encoder_inspection()).unwrap();
+    let plan = plan::make(&validated, "inputs", budget, &inspected(encoder_inspection())).unwrap();
     let children = build(&validated, &plan, &std::collections::BTreeMap::new(), &settings());
     assert_eq!((plan.kv_cache_bytes, plan.max_cached_tokens, plan.max_model_len), (0, 0, 256));
     let settings = children.config_map.data.unwrap()["config.json"].clone();
@@ -84,6 +84,32 @@ fn the_revision_changes_with_what_pods_serve_and_with_nothing_else() {
     assert_eq!(revision(&HUB.replace("maxSurge: 0", "maxSurge: 1")), original);
     assert_ne!(revision(&HUB.replace("maxModelLen: 4096", "maxModelLen: 2048")), original);
     assert_ne!(revision(&HUB.replace("memory: 8Gi", "memory: 9Gi")), original);
+}
+
+#[test]
+fn quantisation_and_guessing_reach_the_pod() {
+    let of = |engine: &str| {
+        let yaml = format!(
+            "{{apiVersion: fairlead.dev/v1alpha1, kind: ModelDeployment, metadata: {{name: a}}, spec: {{model: {{uri: \
+             'pvc://disk/llama'}}, engine: {engine}}}}}"
+        );
+        let settings = children(&yaml)["configMap"]["data"]["config.json"].clone();
+        serde_json::from_str::<serde_json::Value>(settings.as_str().unwrap()).unwrap()
+    };
+    assert_eq!(of("{quantization: int4}")["engine"]["quantization"], "int4");
+    assert_eq!(
+        of("{speculation: {}}")["speculation"],
+        json!({"method": "nGram", "tokens": 4, "longest": 4, "shortest": 2})
+    );
+    let on_claim = of("{speculation: {tokens: 3, draftModel: {uri: 'pvc://disk/small'}}}");
+    assert_eq!(
+        on_claim["speculation"],
+        json!({"method": "draftModel", "tokens": 3, "uri": "file:///models/small"})
+    );
+    let at_hub = of("{speculation: {draftModel: {uri: 'hf://o/small@v1'}}}");
+    assert_eq!(at_hub["speculation"]["uri"], "hf://o/small@v1");
+    // Where there is nothing to fetch into otherwise.
+    assert_eq!(at_hub["model"]["cacheDir"], "/tmp");
 }
 
 #[test]

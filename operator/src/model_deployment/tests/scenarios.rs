@@ -312,6 +312,118 @@ async fn a_failed_inspection_is_told_once_and_looked_at_anew_for_another_image()
     assert_eq!(ready(&cluster).1, "Inspecting");
 }
 
+/// A smaller model of the same family.
+fn small() -> fairlead_fetch::Inspection {
+    let mut small = inspection(500_000_000);
+    small.revision = Some("d4af7".to_owned());
+    small
+}
+
+fn settings(cluster: &Cluster) -> Value {
+    let map = cluster.get("/api/v1/namespaces/models/configmaps/llama-config").unwrap();
+    serde_json::from_str(map["data"]["config.json"].as_str().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_served_beside_a_model_keeps_its_commit_until_its_uri_changes() {
+    let mut cluster = from_hub("16Gi");
+    cluster.hub_has("hf://org/small@main", Ok(small()));
+    cluster.hub_has("hf://org/small@d4af7", Ok(small()));
+    cluster.hub_has("hf://org/french@main", Ok(small()));
+    cluster.edit(OBJECT, |it| {
+        it["spec"]["engine"]["speculation"] = json!({"draftModel": {"uri": "hf://org/small"}});
+        it["spec"]["adapters"] = json!([{"name": "fr", "uri": "hf://org/french"}]);
+    });
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "RollingOut");
+    let plan = cluster.get(OBJECT).unwrap()["status"]["plan"].clone();
+    assert_eq!(plan["resolved"], json!({"hf://org/french@main": "d4af7", "hf://org/small@main": "d4af7"}));
+    let [alone, draft] = [1_235_814_400, 500_000_000].map(|parameters: u64| parameters * 4);
+    assert_eq!(plan["weightBytes"], alone + draft, "both run as f32");
+    let settings_before = settings(&cluster);
+    assert_eq!(settings_before["adapters"][0]["uri"], "hf://org/french@d4af7");
+    assert_eq!(settings_before["speculation"]["uri"], "hf://org/small@d4af7");
+
+    // Both branches move on; something else changes.
+    let moved = || Ok(fairlead_fetch::Inspection { revision: Some("fee1".to_owned()), ..small() });
+    cluster.hub_has("hf://org/small@main", moved());
+    cluster.hub_has("hf://org/french@main", moved());
+    cluster.edit(OBJECT, |it| it["spec"]["engine"]["maxModelLen"] = json!(2048));
+    cluster.hub_was_asked();
+    step(&mut cluster).await.unwrap();
+    assert_eq!(cluster.hub_was_asked(), ["hf://org/llama@c0ffee", "hf://org/small@d4af7"]);
+    assert_eq!(settings(&cluster)["adapters"], settings_before["adapters"]);
+    assert_eq!(settings(&cluster)["speculation"], settings_before["speculation"]);
+
+    cluster.hub_has("hf://org/french@v2", moved());
+    cluster.edit(OBJECT, |it| it["spec"]["adapters"][0]["uri"] = json!("hf://org/french@v2"));
+    step(&mut cluster).await.unwrap();
+    assert_eq!(settings(&cluster)["adapters"][0]["uri"], "hf://org/french@fee1");
+    let resolved = cluster.get(OBJECT).unwrap()["status"]["plan"]["resolved"].clone();
+    assert_eq!(resolved, json!({"hf://org/french@v2": "fee1", "hf://org/small@main": "d4af7"}));
+}
+
+#[tokio::test]
+async fn an_adapter_that_is_not_there_is_named() {
+    let mut cluster = from_hub("8Gi");
+    let error = InspectError::Model { reason: Reason::ModelNotFound, message: "no repository org/fr".into() };
+    cluster.hub_has("hf://org/fr@main", Err(error));
+    cluster.edit(OBJECT, |it| it["spec"]["adapters"] = json!([{"name": "fr", "uri": "hf://org/fr"}]));
+    step(&mut cluster).await.unwrap();
+    let (_, reason, message) = ready(&cluster);
+    assert_eq!(
+        (reason.as_str(), message.as_str()),
+        ("ModelNotFound", "spec.adapters[fr].uri: no repository org/fr")
+    );
+}
+
+#[tokio::test]
+async fn a_draft_model_on_the_claim_is_inspected_beside_the_model() {
+    let mut cluster = cluster(
+        "{apiVersion: fairlead.dev/v1alpha1, kind: ModelDeployment, metadata: {name: llama}, spec: {model: {uri: \
+         'pvc://disk/llama'}, resources: {memory: 16Gi}, engine: {speculation: {draftModel: {uri: 'pvc://disk/small'}}}}}",
+    );
+    step(&mut cluster).await.unwrap();
+    let job = cluster.get(JOB).unwrap();
+    let containers = job["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+    let arguments: Vec<_> = containers.iter().map(|it| it["args"][2].as_str().unwrap()).collect();
+    assert_eq!(arguments, ["file:///models/llama", "file:///models/small"]);
+    let uid = job["metadata"]["uid"].clone();
+    let pod = |model: (i32, String), draft: (i32, String)| {
+        let status = |name: &str, (code, message): (i32, String)| {
+            json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": code, "message": message}}})
+        };
+        json!({"metadata": {"name": "llama-inspect-x", "namespace": "models", "ownerReferences": [
+            {"apiVersion": "batch/v1", "kind": "Job", "name": "llama-inspect", "uid": uid}], "labels": {
+            "app.kubernetes.io/name": "fairlead-inspection", "fairlead.dev/model-deployment": "llama"}},
+            "status": {"phase": "Succeeded", "containerStatuses": [
+                status("inspect", model), status("inspect-draft", draft)]}})
+    };
+    let ends = |cluster: &Cluster, how: &str| {
+        let conditions = json!({"conditions": [{"type": how, "status": "True"}]});
+        cluster.edit(JOB, |it| it["status"] = conditions);
+    };
+    let found = |inspection| (0, serde_json::to_string(&inspection).unwrap());
+    cluster.put(
+        INSPECTION_POD,
+        pod(found(inspection(1_235_814_400)), (1, "ModelNotFound: config.json is missing".to_owned())),
+    );
+    ends(&cluster, "Failed");
+    step(&mut cluster).await.unwrap();
+    let (_, reason, message) = ready(&cluster);
+    assert_eq!(reason, "ModelNotFound");
+    assert_eq!(message, "spec.engine.speculation.draftModel: config.json is missing");
+
+    cluster.put(INSPECTION_POD, pod(found(inspection(1_235_814_400)), found(small())));
+    ends(&cluster, "Complete");
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "RollingOut");
+    let plan = cluster.get(OBJECT).unwrap()["status"]["plan"].clone();
+    assert_eq!(plan["weightBytes"], (1_235_814_400_u64 + 500_000_000) * 4);
+    assert_eq!(settings(&cluster)["speculation"]["uri"], "file:///models/small");
+}
+
 #[tokio::test]
 async fn an_object_that_is_being_deleted_is_left_alone() {
     let mut cluster = from_hub("8Gi");

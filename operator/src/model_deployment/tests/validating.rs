@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::Error;
 use crate::model_deployment::plan::{self, GPU_MEMORY_LABEL};
 use crate::model_deployment::validate::{ValidatedModelDeployment, validate};
-use crate::testing::{encoder_inspection, inspection, model_deployment, settings};
+use crate::testing::{encoder_inspection, inspected, inspection, model_deployment, settings};
 
 fn try_spec(spec: &str) -> Result<ValidatedModelDeployment, Error> {
     let yaml = format!(
@@ -70,6 +70,13 @@ fn contradictions_name_the_field_and_the_remedy() {
             "{model: {uri: 'hf://a/b'}, engine: {gpuMemoryUtilization: 'NaN'}}",
             "spec.engine.gpuMemoryUtilization",
         ),
+        ("{model: {uri: 'hf://a/b'}, engine: {speculation: {tokens: 0}}}", "spec.engine.speculation.tokens"),
+        (
+            "{model: {uri: 'hf://a/b'}, engine: {speculation: {draftModel: {uri: 'pvc://c/x'}}}}",
+            "spec.engine.speculation.draftModel.uri",
+        ),
+        ("{task: Embed, model: {uri: 'hf://a/b'}, engine: {quantization: int8}}", "spec.engine.quantization"),
+        ("{task: Embed, model: {uri: 'hf://a/b'}, engine: {speculation: {}}}", "spec.engine.speculation"),
         ("{model: {uri: 'hf://a/b'}, resources: {memory: 'lots'}}", "spec.resources.memory"),
         ("{model: {uri: 'hf://a/b'}, resources: {cpu: '0'}}", "spec.resources.cpu"),
         ("{model: {uri: 'hf://a/b'}, resources: {gpus: 2}}", "set it to 1"),
@@ -130,12 +137,20 @@ fn a_plan_is_made_anew_when_what_it_rests_on_changes() {
     let inputs = |yaml: &str, budget| plan::inputs(&spec(yaml), budget);
     let original = inputs("{model: {uri: 'hf://a/b'}}", 1);
     assert_eq!(inputs("{model: {uri: 'hf://a/b'}, replicas: 7, podTemplate: {labels: {a: b}}}", 1), original);
-    let known = plan::make(&spec("{model: {uri: 'hf://a/b'}}"), &original, 64 << 30, &inspection(1)).unwrap();
+    let known =
+        plan::make(&spec("{model: {uri: 'hf://a/b'}}"), &original, 64 << 30, &inspected(inspection(1)))
+            .unwrap();
     for (changed, same_source) in [
         (inputs("{model: {uri: 'hf://a/b'}}", 2), true),
         (inputs("{model: {uri: 'hf://a/b'}, engine: {dtype: bf16}}", 1), true),
         (inputs("{model: {uri: 'hf://a/b'}, engine: {maxModelLen: 9}}", 1), true),
         (inputs("{model: {uri: 'hf://a/b'}, kvCache: {blockTokens: 32}}", 1), true),
+        (inputs("{model: {uri: 'hf://a/b'}, engine: {quantization: int8}}", 1), true),
+        (
+            inputs("{model: {uri: 'hf://a/b'}, engine: {speculation: {draftModel: {uri: 'hf://a/c'}}}}", 1),
+            true,
+        ),
+        (inputs("{model: {uri: 'hf://a/b'}, adapters: [{name: x, uri: 'hf://a/c'}]}", 1), true),
         (inputs("{model: {uri: 'hf://a/b@v2'}}", 1), false),
         (inputs("{model: {uri: 'pvc://a/b'}}", 1), false),
     ] {
@@ -146,7 +161,7 @@ fn a_plan_is_made_anew_when_what_it_rests_on_changes() {
 
 #[test]
 fn a_task_that_the_model_is_not_for_is_refused_with_the_right_one() {
-    for (yaml, inspected, words) in [
+    for (yaml, found, words) in [
         (
             "{model: {uri: 'hf://a/b'}}",
             encoder_inspection(),
@@ -155,18 +170,18 @@ fn a_task_that_the_model_is_not_for_is_refused_with_the_right_one() {
         ("{task: Rerank, model: {uri: 'hf://a/b'}}", encoder_inspection(), "set task to Embed"),
         ("{task: Embed, model: {uri: 'hf://a/b'}}", inspection(1), "set task to Generate"),
     ] {
-        let error = plan::make(&spec(yaml), "x", 64 << 30, &inspected).unwrap_err();
+        let error = plan::make(&spec(yaml), "x", 64 << 30, &inspected(found)).unwrap_err();
         assert!(matches!(error, Error::Invalid { reason: "InvalidSpec", .. }), "{error}");
         assert!(error.to_string().contains(words), "{error}");
     }
     let embed = spec("{task: Embed, model: {uri: 'hf://a/b'}}");
-    assert!(plan::make(&embed, "x", 64 << 30, &encoder_inspection()).unwrap().fits);
+    assert!(plan::make(&embed, "x", 64 << 30, &inspected(encoder_inspection())).unwrap().fits);
     assert_ne!(plan::inputs(&embed, 1), plan::inputs(&spec("{model: {uri: 'hf://a/b'}}"), 1));
 }
 
 #[test]
 fn a_length_that_the_model_was_not_made_for_is_refused() {
     let validated = spec("{model: {uri: 'hf://a/b'}, engine: {maxModelLen: 100000}}");
-    let error = plan::make(&validated, "x", 64 << 30, &inspection(1)).unwrap_err();
+    let error = plan::make(&validated, "x", 64 << 30, &inspected(inspection(1))).unwrap_err();
     assert!(error.to_string().starts_with("spec.engine.maxModelLen"), "{error}");
 }
