@@ -23,6 +23,8 @@ use crate::inspector::{self, HubModel, InspectError};
 
 /// Key of the token in the Secret that `spec.model.secretRef` names.
 pub const TOKEN_KEY: &str = "token";
+/// Where the spec names the model that guesses ahead.
+pub const DRAFT_FIELD: &str = "spec.engine.speculation.draftModel";
 /// What is wrong with a model at a hub is not watched; look again now and then.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
 /// Between two looks at a Job; its end and its pods' troubles are watched.
@@ -71,7 +73,8 @@ pub async fn inspect(
         Some(source @ SourceUri::Hub { .. }) => {
             let uri = source.to_string();
             let token = token(validated, context).await?;
-            let inspected = at_hub(HubModel { source: at(source, pinned(&uri)), token }, context).await?;
+            let inspected = at_hub(HubModel { source: at(source, pinned(&uri)), token }, context).await;
+            let inspected = inspected.map_err(|error| of_field(error, DRAFT_FIELD))?;
             resolved.extend(inspected.revision.clone().map(|commit| (uri, commit)));
             Some(inspected)
         }
@@ -89,7 +92,7 @@ pub async fn inspect(
                 let asked = ask(context, &uri, || {
                     context.inspector.resolve(HubModel { source: source.clone(), token })
                 });
-                asked.await.map_err(|error| of_adapter(error, name))?
+                asked.await.map_err(|error| of_field(error, &format!("spec.adapters[{name}].uri")))?
             }
         };
         resolved.insert(uri, commit);
@@ -97,11 +100,13 @@ pub async fn inspect(
     Ok(Inspected { model, draft, resolved })
 }
 
-fn of_adapter(error: Error, name: &str) -> Error {
+/// What is wrong with something beside the model, told by its own field.
+fn of_field(error: Error, field: &str) -> Error {
     match error {
         Error::Invalid { reason, message, retry } => {
-            Error::Invalid { reason, message: format!("spec.adapters[{name}].uri: {message}"), retry }
+            Error::Invalid { reason, message: format!("{field}: {message}"), retry }
         }
+        Error::Transient(message) => Error::Transient(format!("{field}: {message}")),
         other => other,
     }
 }
@@ -146,7 +151,9 @@ async fn ask<'a, T>(
 }
 
 async fn token(validated: &ValidatedModelDeployment, context: &Context) -> Result<Option<String>, Error> {
-    let Some(name) = &validated.secret else { return Ok(None) };
+    // Of an image it is a pull secret, which has no token in it.
+    let secret = validated.secret.as_ref().filter(|_| !matches!(validated.source, SourceUri::Image { .. }));
+    let Some(name) = secret else { return Ok(None) };
     let secrets = Api::<Secret>::namespaced(context.client.clone(), &validated.namespace);
     let missing = |problem: String| Error::Waiting {
         reason: reconciling::WAITING,
@@ -270,7 +277,7 @@ fn failure(pod: &Pod) -> Option<String> {
         (inspect_job::DRAFT, message) => {
             let (reason, message) = observe::split_reason(&message);
             let reason = reason.unwrap_or(Reason::PodFailed);
-            format!("{reason}: spec.engine.speculation.draftModel: {message}")
+            format!("{reason}: {DRAFT_FIELD}: {message}")
         }
         (_, message) => message,
     })

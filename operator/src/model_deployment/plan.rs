@@ -10,7 +10,7 @@ use fairlead_model::encoder::{EncoderPlanInputs, plan_encoder};
 use fairlead_model::{DraftInputs, LoadQuantization, ModelError, Plan, PlanInputs, Purpose, Reason};
 use sha2::{Digest as _, Sha256};
 
-use super::inspection::Inspected;
+use super::inspection::{DRAFT_FIELD, Inspected};
 use super::validate::{Engine, Speculation, ValidatedModelDeployment};
 use crate::error::Error;
 
@@ -139,6 +139,15 @@ pub fn make(
     let plan = match validated.task {
         Task::Generate => {
             let tokens = validated.speculation.as_ref().map_or(0, |speculation| speculation.tokens);
+            if let Some(error) = draft.as_ref().and_then(|draft| draft.config.decoder().err()) {
+                let architecture = draft.as_ref().map_or("", |draft| draft.config.architecture());
+                return Err(Error::invalid(
+                    stalled_reason(error.reason()),
+                    format!(
+                        "{DRAFT_FIELD}: it is a {architecture}, which continues no text; name a smaller model of the model's family"
+                    ),
+                ));
+            }
             decoder(engine, budget, inspected, draft.as_ref().map(|draft| (draft, tokens)))
         }
         Task::Embed => encoder(engine, budget, inspected, Purpose::Embed),

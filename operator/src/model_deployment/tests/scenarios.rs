@@ -319,6 +319,32 @@ fn small() -> fairlead_fetch::Inspection {
     small
 }
 
+/// What an inspecting container leaves.
+fn found(inspection: &fairlead_fetch::Inspection) -> String {
+    serde_json::to_string(inspection).unwrap()
+}
+
+/// The inspection Job ends, its containers with these names, exit codes and messages.
+fn inspection_ends(cluster: &Cluster, how: &str, containers: &[(&str, i32, String)]) {
+    let uid = cluster.get(JOB).unwrap()["metadata"]["uid"].clone();
+    let statuses: Vec<Value> = containers
+        .iter()
+        .map(|(name, code, message)| {
+            json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": code, "message": message}}})
+        })
+        .collect();
+    cluster.put(
+        INSPECTION_POD,
+        json!({"metadata": {"name": "llama-inspect-x", "namespace": "models", "ownerReferences": [
+            {"apiVersion": "batch/v1", "kind": "Job", "name": "llama-inspect", "uid": uid}], "labels": {
+            "app.kubernetes.io/name": "fairlead-inspection", "fairlead.dev/model-deployment": "llama"}},
+            "status": {"phase": "Succeeded", "containerStatuses": statuses}}),
+    );
+    let conditions = json!({"conditions": [{"type": how, "status": "True"}]});
+    cluster.edit(JOB, |it| it["status"] = conditions);
+}
+
 fn settings(cluster: &Cluster) -> Value {
     let map = cluster.get("/api/v1/namespaces/models/configmaps/llama-config").unwrap();
     serde_json::from_str(map["data"]["config.json"].as_str().unwrap()).unwrap()
@@ -378,6 +404,49 @@ async fn an_adapter_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_with_a_draft_model_is_told_of_the_draft_model() {
+    let mut cluster = from_hub("16Gi");
+    let absent =
+        InspectError::Model { reason: Reason::ModelNotFound, message: "no repository org/small".into() };
+    let encoder = crate::testing::encoder_inspection();
+    for (answer, reason, words) in [
+        (Err(absent), "ModelNotFound", "no repository org/small"),
+        (Ok(encoder), "InvalidSpec", "it is a BertModel, which continues no text"),
+    ] {
+        cluster.hub_has("hf://org/small@main", answer);
+        cluster.edit(OBJECT, |it| {
+            it["spec"]["engine"]["speculation"] = json!({"draftModel": {"uri": "hf://org/small"}});
+        });
+        step(&mut cluster).await.unwrap();
+        let (_, found, message) = ready(&cluster);
+        assert_eq!(found, reason);
+        assert!(
+            message.starts_with("spec.engine.speculation.draftModel: ") && message.contains(words),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_images_pull_secret_is_no_token_for_a_hub() {
+    let mut cluster = cluster(&include_str!("fixtures/image.yaml").replace("name: tiny", "name: llama"));
+    cluster.hub_has("hf://org/fr@main", Ok(small()));
+    cluster.put(
+        "/api/v1/namespaces/models/secrets/pull",
+        json!({"metadata": {"name": "pull", "namespace": "models"}, "data": {".dockerconfigjson": "e30="}}),
+    );
+    cluster.edit(OBJECT, |it| {
+        it["spec"]["model"]["secretRef"] = json!({"name": "pull"});
+        it["spec"]["adapters"] = json!([{"name": "fr", "uri": "hf://org/fr"}]);
+    });
+    step(&mut cluster).await.unwrap();
+    inspection_ends(&cluster, "Complete", &[("inspect", 0, found(&inspection(1_235_814_400)))]);
+    step(&mut cluster).await.unwrap();
+    assert_eq!(ready(&cluster).1, "RollingOut");
+    assert_eq!(settings(&cluster)["adapters"][0]["uri"], "hf://org/fr@d4af7");
+}
+
+#[tokio::test]
 async fn a_draft_model_on_the_claim_is_inspected_beside_the_model() {
     let mut cluster = cluster(
         "{apiVersion: fairlead.dev/v1alpha1, kind: ModelDeployment, metadata: {name: llama}, spec: {model: {uri: \
@@ -388,35 +457,15 @@ async fn a_draft_model_on_the_claim_is_inspected_beside_the_model() {
     let containers = job["spec"]["template"]["spec"]["containers"].as_array().unwrap();
     let arguments: Vec<_> = containers.iter().map(|it| it["args"][2].as_str().unwrap()).collect();
     assert_eq!(arguments, ["file:///models/llama", "file:///models/small"]);
-    let uid = job["metadata"]["uid"].clone();
-    let pod = |model: (i32, String), draft: (i32, String)| {
-        let status = |name: &str, (code, message): (i32, String)| {
-            json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0,
-                "state": {"terminated": {"exitCode": code, "message": message}}})
-        };
-        json!({"metadata": {"name": "llama-inspect-x", "namespace": "models", "ownerReferences": [
-            {"apiVersion": "batch/v1", "kind": "Job", "name": "llama-inspect", "uid": uid}], "labels": {
-            "app.kubernetes.io/name": "fairlead-inspection", "fairlead.dev/model-deployment": "llama"}},
-            "status": {"phase": "Succeeded", "containerStatuses": [
-                status("inspect", model), status("inspect-draft", draft)]}})
-    };
-    let ends = |cluster: &Cluster, how: &str| {
-        let conditions = json!({"conditions": [{"type": how, "status": "True"}]});
-        cluster.edit(JOB, |it| it["status"] = conditions);
-    };
-    let found = |inspection| (0, serde_json::to_string(&inspection).unwrap());
-    cluster.put(
-        INSPECTION_POD,
-        pod(found(inspection(1_235_814_400)), (1, "ModelNotFound: config.json is missing".to_owned())),
-    );
-    ends(&cluster, "Failed");
+    let model = || ("inspect", 0, found(&inspection(1_235_814_400)));
+    let missing = ("inspect-draft", 1, "ModelNotFound: config.json is missing".to_owned());
+    inspection_ends(&cluster, "Failed", &[model(), missing]);
     step(&mut cluster).await.unwrap();
     let (_, reason, message) = ready(&cluster);
     assert_eq!(reason, "ModelNotFound");
     assert_eq!(message, "spec.engine.speculation.draftModel: config.json is missing");
 
-    cluster.put(INSPECTION_POD, pod(found(inspection(1_235_814_400)), found(small())));
-    ends(&cluster, "Complete");
+    inspection_ends(&cluster, "Complete", &[model(), ("inspect-draft", 0, found(&small()))]);
     step(&mut cluster).await.unwrap();
     assert_eq!(ready(&cluster).1, "RollingOut");
     let plan = cluster.get(OBJECT).unwrap()["status"]["plan"].clone();
