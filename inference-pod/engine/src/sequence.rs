@@ -100,12 +100,6 @@ pub trait Constraint: Send + std::fmt::Debug {
     /// How many of `tokens`, from the first, the grammar would take one after the other; it takes none in.
     fn valid_prefix(&mut self, tokens: &[u32]) -> usize;
 
-    /// Takes the last `count` tokens back.
-    ///
-    /// # Errors
-    /// A description, where so many were not taken in.
-    fn roll_back(&mut self, count: usize) -> Result<(), String>;
-
     /// A second answer at the same place.
     fn fork(&self) -> Box<dyn Constraint>;
 }

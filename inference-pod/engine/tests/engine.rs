@@ -203,10 +203,6 @@ impl Constraint for Nothing {
         0
     }
 
-    fn roll_back(&mut self, _: usize) -> Result<(), String> {
-        Ok(())
-    }
-
     fn fork(&self) -> Box<dyn Constraint> {
         Box::new(self.clone())
     }

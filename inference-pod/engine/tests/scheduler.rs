@@ -5,13 +5,14 @@
 mod bench;
 mod fake;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bench::{Bench, EveryThird, LARGE, ROOMY, adapter, alone, request};
 use fairlead_engine::proposer::Proposer;
-use fairlead_engine::sampling::SamplingOptions;
+use fairlead_engine::sampling::{SamplingOptions, TokenMask};
 use fairlead_engine::scheduler::{Budget, Limits, MAX_CHOICES, REQUESTS_PER_PRIORITY, Refusal, complete};
-use fairlead_engine::sequence::{EndReason, GenerationRequest};
+use fairlead_engine::sequence::{Constraint, EndReason, GenerationRequest};
 
 /// Tokens of a request in a step, by the request's number.
 fn share(bench: &Bench, steps: &[fairlead_engine::backend::SequenceStep], id: u64) -> usize {
@@ -476,6 +477,67 @@ fn a_constraint_masks_every_place_and_its_errors_end_the_request() {
         [fairlead_engine::scheduler::Update::Failed(1, "token 1 may not come here".to_owned())]
     );
     assert!(bench.state.is_idle() && bench.state.used_blocks() == 0);
+}
+
+/// Allows all, but knows no way on behind one token, and is of no use once it was asked for one.
+#[derive(Clone, Debug)]
+struct DeadEnd {
+    token: u32,
+    is_behind: bool,
+    /// Whether it says so or gives a mask that allows nothing.
+    says: bool,
+}
+
+impl Constraint for DeadEnd {
+    fn mask(&mut self) -> Result<Arc<TokenMask>, String> {
+        match (self.is_behind, self.says) {
+            (false, _) => Ok(Arc::new(TokenMask { words: vec![u32::MAX; 2] })),
+            (true, false) => Ok(Arc::new(TokenMask { words: vec![0; 2] })),
+            (true, true) => Err("no way on".to_owned()),
+        }
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        self.is_behind |= token == self.token;
+        Ok(())
+    }
+
+    fn valid_prefix(&mut self, tokens: &[u32]) -> usize {
+        tokens.len()
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+/// Guesses one token, right or wrong.
+struct Stubborn(u32);
+
+impl Proposer for Stubborn {
+    fn propose(&mut self, _: u64, _: &[u32], most: usize) -> Vec<u32> {
+        vec![self.0; most.min(3)]
+    }
+}
+
+#[test]
+fn a_wrong_guess_into_a_dead_end_costs_only_the_guess() {
+    let plain = request(counting(9), 12);
+    let wanted = alone(&plain);
+    let answer = &wanted.answers[&0].tokens;
+    let token = (0..50).find(|token| !answer.contains(token)).unwrap();
+    for says in [false, true] {
+        let mut bench = Bench::new(100, 4, ROOMY);
+        let constraint = DeadEnd { token, is_behind: false, says };
+        bench.add(1, GenerationRequest { constraint: Some(Box::new(constraint)), ..plain.clone() });
+        while !bench.state.is_idle() {
+            for step in bench.step(LARGE) {
+                assert!(step.drafts == 0, "the guess is not worth checking: nothing is known behind it");
+            }
+            bench.state.propose(&mut Stubborn(token));
+        }
+        assert_eq!(bench.outcomes[&1], wanted);
+    }
 }
 
 #[test]

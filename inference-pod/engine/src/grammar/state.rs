@@ -104,19 +104,6 @@ impl Constraint for GrammarState {
         }
     }
 
-    fn roll_back(&mut self, count: usize) -> Result<(), String> {
-        if count > self.taken + self.ended {
-            return Err(format!("{count} tokens were to be taken back of {}", self.taken + self.ended));
-        }
-        let ends = count.min(self.ended);
-        let text = count - ends;
-        self.matcher.rollback(text).map_err(|error| problem(&error))?;
-        self.ended -= ends;
-        self.taken -= text;
-        self.mask = None;
-        Ok(())
-    }
-
     fn fork(&self) -> Box<dyn Constraint> {
         Box::new(self.shared())
     }

@@ -151,10 +151,14 @@ impl Planner {
             let Some(index) = state.locate(place) else { continue };
             let sequence = &mut state.running[index];
             let decides = sequence.slice_start() + slice == sequence.tokens.len();
-            if decides && let Err(problem) = sequence.prepare_masks(drafts) {
-                self.plan.failed.push((sequence.request_id, problem));
-                continue;
-            }
+            let drafts = match decides.then(|| sequence.prepare_masks(drafts)) {
+                None => drafts,
+                Some(Ok(checked)) => checked,
+                Some(Err(problem)) => {
+                    self.plan.failed.push((sequence.request_id, problem));
+                    continue;
+                }
+            };
             batch.copies.extend(&sequence.copies);
             batch.loads.extend(sequence.loads.iter().cloned());
             batch.sequences.push(sequence.step(slice, drafts));

@@ -249,12 +249,13 @@ impl Sequence {
     }
 
     /// Makes the constraint's masks for the next token and after each of the first `drafts` guesses, once for each
-    /// position.
+    /// position. Says how many of the guesses can be checked: behind a wrong one may be no way on, which says nothing about the
+    /// answer.
     ///
     /// # Errors
-    /// What the constraint says; the sequence cannot go on.
-    pub(crate) fn prepare_masks(&mut self, drafts: usize) -> Result<(), String> {
-        let Some(constraint) = &mut self.constraint else { return Ok(()) };
+    /// What the constraint says against any next token; the sequence cannot go on.
+    pub(crate) fn prepare_masks(&mut self, drafts: usize) -> Result<usize, String> {
+        let Some(constraint) = &mut self.constraint else { return Ok(drafts) };
         if self.masks.is_empty() {
             let mask = constraint.mask()?;
             if mask.allows_nothing() {
@@ -263,15 +264,17 @@ impl Sequence {
             self.masks.push(mask);
         }
         let known = self.masks.len() - 1;
-        if known >= drafts {
-            return Ok(());
+        if known < drafts {
+            // A copy: a constraint that has failed stays so.
+            let mut ahead = constraint.fork();
+            let (seen, unseen) = self.drafts[..drafts].split_at(known);
+            if seen.iter().all(|token| ahead.accept(*token).is_ok()) {
+                let masks =
+                    unseen.iter().map_while(|token| ahead.accept(*token).and_then(|()| ahead.mask()).ok());
+                self.masks.extend(masks.take_while(|mask| !mask.allows_nothing()));
+            }
         }
-        self.drafts[..known].iter().try_for_each(|token| constraint.accept(*token))?;
-        for token in &self.drafts[known..drafts] {
-            constraint.accept(*token)?;
-            self.masks.push(constraint.mask()?);
-        }
-        constraint.roll_back(drafts)
+        Ok(drafts.min(self.masks.len() - 1))
     }
 
     /// Appends a chosen token: to the tokens, the history and, unless it ends the answer, the constraint.

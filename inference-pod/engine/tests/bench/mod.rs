@@ -71,12 +71,6 @@ impl Constraint for EveryThird {
         valid.take_while(|(index, token)| Self::allows(**token, self.taken.len() + index)).count()
     }
 
-    fn roll_back(&mut self, count: usize) -> Result<(), String> {
-        let length = self.taken.len().checked_sub(count).ok_or("so many were not taken in")?;
-        self.taken.truncate(length);
-        Ok(())
-    }
-
     fn fork(&self) -> Box<dyn Constraint> {
         Box::new(self.clone())
     }
