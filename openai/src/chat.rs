@@ -5,7 +5,9 @@ use serde_json::{Map, Value};
 use crate::error::ApiError;
 use crate::fields::{Fields, parse_json, wrong};
 use crate::generation::{GenerationOptions, MAX_LOGPROBS, parse_model, to_u32};
-use crate::tools::{ToolChoice, ToolFields};
+use crate::output_form::{OutputForm, RequestedForm};
+use crate::tools::ToolFields;
+use crate::unsupported;
 
 pub use crate::chat_answer::*;
 pub use crate::chat_message::{ChatMessage, ContentPart, MessageContent};
@@ -61,18 +63,13 @@ impl ChatCompletionRequest {
         let mut options = GenerationOptions::parse(&fields, 1, newer)?;
         let prompt = ChatPrompt::parse(&fields, &mut options)?;
         if let (true, Some(form)) = (prompt.tools.may_call(), &options.form) {
-            let message = format!(
-                "{} and tools cannot both say what form the answer has; leave one out, or set tool_choice to \"none\"",
-                form.param
-            );
-            return Err(ApiError::invalid(form.param, message));
+            check_form_beside_tools(form, &prompt.tools)?;
         }
-        if fields.array("modalities")?.is_some_and(|kinds| kinds.iter().any(|kind| kind != "text")) {
-            options.refuse("modalities", "leave it out: this server answers with text");
+        if prompt.tools.demands_call() {
+            options.check_end("tool_choice")?;
         }
-        if fields.get("audio").is_some() {
-            options.refuse("audio", "leave it out: this server answers with text");
-        }
+        fields.array("modalities")?;
+        unsupported::refuse(&fields, unsupported::OF_CHATS, &mut options);
         let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
         let top_logprobs = fields.integer("top_logprobs", 0..=i64::from(MAX_LOGPROBS))?.map(to_u32);
         if top_logprobs.is_some_and(|count| count > 0) && !logprobs {
@@ -94,6 +91,7 @@ impl ChatPrompt {
     pub(crate) fn parse(fields: &Fields<'_>, options: &mut GenerationOptions) -> Result<Self, ApiError> {
         let messages = crate::chat_message::parse_messages(fields, options)?;
         let tools = ToolFields::parse(fields, options)?;
+        unsupported::refuse(fields, unsupported::OF_PROMPTS, options);
         let chat_template_kwargs = match fields.get("chat_template_kwargs") {
             None => Map::new(),
             Some(Value::Object(object)) => object.clone(),
@@ -114,6 +112,26 @@ impl ChatPrompt {
     }
 }
 
+/// With `auto` an answer has the form or is calls; that can be said of forms that are JSON or a choice.
+fn check_form_beside_tools(form: &RequestedForm, tools: &ToolFields) -> Result<(), ApiError> {
+    let RequestedForm { form, param } = form;
+    let message = match form {
+        _ if tools.demands_call() => {
+            format!(
+                "{param} says what form the answer has, but tool_choice demands a call; leave one out, or set tool_choice to \
+                 \"auto\" or \"none\""
+            )
+        }
+        OutputForm::Regex(_) | OutputForm::Grammar(_) => {
+            format!(
+                "{param} cannot be beside tools that may be called; leave one out, or set tool_choice to \"none\""
+            )
+        }
+        OutputForm::JsonObject | OutputForm::JsonSchema(_) | OutputForm::Choice(_) => return Ok(()),
+    };
+    Err(ApiError::invalid(*param, message))
+}
+
 fn check_continuation(
     messages: &[ChatMessage],
     tools: &ToolFields,
@@ -126,7 +144,7 @@ fn check_continuation(
              to false",
         );
     }
-    if matches!(tools.choice, ToolChoice::Required | ToolChoice::Named(_)) {
+    if tools.demands_call() {
         return invalid(
             "continue_final_message goes on in a text, but tool_choice demands a call; leave one of them out",
         );

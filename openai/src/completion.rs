@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::error::ApiError;
 use crate::fields::{Fields, parse_json, wrong};
 use crate::generation::{FinishReason, GenerationOptions, MAX_LOGPROBS, parse_model, to_u32, token_ids};
+use crate::unsupported;
 use crate::usage::Usage;
 
 /// Most prompts in one request.
@@ -54,10 +55,15 @@ impl CompletionRequest {
         let prompts = parse_prompts(&fields)?;
         let echo = fields.boolean("echo")?.unwrap_or(false);
         // `echo` with no new tokens scores a prompt: what evaluation harnesses ask for.
-        let mut options = GenerationOptions::parse(&fields, if echo { 0 } else { 1 }, None)?;
-        if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-            options.refuse("suffix", "leave it out");
+        let mut options = GenerationOptions::parse(&fields, 0, None)?;
+        if options.max_tokens == Some(0) && !echo {
+            return Err(ApiError::invalid(
+                "max_tokens",
+                "max_tokens must be an integer of at least 1, but is 0; 0 is for echo: true, which then only scores the prompt",
+            ));
         }
+        fields.string("suffix")?;
+        unsupported::refuse(&fields, unsupported::OF_COMPLETIONS, &mut options);
         let logprobs = fields.integer("logprobs", 0..=i64::from(MAX_LOGPROBS))?.map(to_u32);
         check_together(&prompts, &options, echo)?;
         Ok(Self { model, prompts, options, logprobs, echo })

@@ -75,18 +75,26 @@ impl ApiError {
         .with_code("model_not_found")
     }
 
-    /// 404: no such path.
+    /// 404: no such path, at who serves models for every task.
     pub fn path_not_found(path: &str) -> Self {
-        Self::new(
-            404,
-            "invalid_request_error",
-            format!(
-                "there is nothing at {}; the API has /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, \
-                 /tokenize, /detokenize and /v1/models",
-                clip(path)
-            ),
+        Self::path_not_found_among(
+            path,
+            &[
+                "/v1/chat/completions",
+                "/v1/completions",
+                "/v1/embeddings",
+                "/v1/rerank",
+                "/tokenize",
+                "/detokenize",
+                "/v1/models",
+            ],
         )
-        .with_code("not_found")
+    }
+
+    /// 404: no such path, where there are these.
+    pub fn path_not_found_among(path: &str, paths: &[&str]) -> Self {
+        let message = format!("there is nothing at {}; the API has {}", clip(path), listed(paths));
+        Self::new(404, "invalid_request_error", message).with_code("not_found")
     }
 
     /// 405: the path exists, but not for this method.
@@ -133,16 +141,21 @@ impl ApiError {
         Self::new(500, "internal_server_error", message)
     }
 
-    /// 400: prompt and answer do not fit the model. `param` is `messages` or `prompt`.
-    pub fn context_length_exceeded(
-        param: &str,
-        prompt_tokens: usize,
-        max_tokens: u32,
-        max_model_len: u32,
-    ) -> Self {
+    /// 400: the prompt leaves no room for an answer. `param` is `messages` or `prompt`.
+    pub fn prompt_too_long(param: &str, prompt_tokens: usize, max_model_len: u32) -> Self {
         let message = format!(
-            "{param}: the prompt has {prompt_tokens} tokens and {max_tokens} more were asked for, but this model takes \
-             {max_model_len} tokens in all; shorten the prompt or lower max_tokens"
+            "{param}: the prompt has {prompt_tokens} tokens, but this model takes {max_model_len} tokens in all, the answer \
+             included; shorten the prompt"
+        );
+        Self::invalid(param, message).with_code("context_length_exceeded")
+    }
+
+    /// 400: the prompt fits, but not with as long an answer as the field `param` asks for.
+    pub fn answer_too_long(param: &str, asked: u32, prompt_tokens: usize, max_model_len: u32) -> Self {
+        let room = (max_model_len as usize).saturating_sub(prompt_tokens);
+        let message = format!(
+            "{param} is {asked}, but the prompt has {prompt_tokens} tokens and this model takes {max_model_len} tokens in all; \
+             lower {param} to {room}, or shorten the prompt"
         );
         Self::invalid(param, message).with_code("context_length_exceeded")
     }
@@ -179,6 +192,14 @@ impl ApiError {
         serde_json::to_string(&self.body()).unwrap_or_else(|_| {
             r#"{"error":{"message":"internal error","type":"internal_server_error"}}"#.to_owned()
         })
+    }
+}
+
+/// `a, b and c`.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [before @ .., last] if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+        _ => names.concat(),
     }
 }
 

@@ -51,6 +51,9 @@ fn value_count(body: &[u8]) -> usize {
     count
 }
 
+/// One more than the largest i64.
+const I64_END: f64 = 9_223_372_036_854_775_808.0;
+
 /// A JSON object and the path that leads to it.
 pub(crate) struct Fields<'a> {
     object: &'a Map<String, Value>,
@@ -103,16 +106,13 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn integer(&self, key: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        // 5.0 is an integer to JavaScript clients.
-        let whole = value.as_i64().or_else(|| {
-            value
-                .as_f64()
-                .filter(|number| number.fract() == 0.0 && number.abs() < 9.0e15)
-                .map(|number| number as i64)
-        });
+        // 5.0 is an integer to JavaScript clients. What no i64 holds is in no range.
+        let float = value.as_f64().filter(|number| number.fract() == 0.0);
+        let fits = |number: &f64| (-I64_END..I64_END).contains(number);
+        let whole = value.as_i64().or_else(|| float.filter(fits).map(|number| number as i64));
         match whole {
             Some(number) if range.contains(&number) => Ok(Some(number)),
-            _ => Err(wrong(self.name(key), &integer_words(&range, whole), value)),
+            _ => Err(wrong(self.name(key), &integer_words(&range, float), value)),
         }
     }
 
@@ -149,11 +149,16 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The limits worth naming: u32's own upper limit only to who crossed it.
-fn integer_words(range: &RangeInclusive<i64>, found: Option<i64>) -> String {
+/// The limits worth naming: those of u32 and i64 themselves only to who crossed them. `found` is absent where it is no whole
+/// number.
+fn integer_words(range: &RangeInclusive<i64>, found: Option<f64>) -> String {
     match (*range.start(), *range.end()) {
-        (i64::MIN, i64::MAX) => "an integer".to_owned(),
-        (start, end) if end >= i64::from(u32::MAX) && found.is_none_or(|number| number < start) => {
+        (i64::MIN, i64::MAX) if found.is_none() => "an integer".to_owned(),
+        (start, end)
+            if start != i64::MIN
+                && end >= i64::from(u32::MAX)
+                && found.is_none_or(|number| number < start as f64) =>
+        {
             format!("an integer of at least {start}")
         }
         (start, end) => format!("an integer from {start} to {end}"),

@@ -4,12 +4,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::fields::{Fields, describe, wrong};
+use crate::fields::{Fields, wrong};
 use crate::output_form::{self, RequestedForm};
 use crate::sampling::SamplingFields;
+use crate::unsupported;
 
-/// Most stop strings in one request, as for OpenAI.
-pub const MAX_STOP_STRINGS: usize = 4;
+/// Most stop strings in one request. OpenAI takes 4, but benchmarks of code send more.
+pub const MAX_STOP_STRINGS: usize = 16;
 /// Longest stop string in bytes: as much text may have to be held back.
 pub const MAX_STOP_BYTES: usize = 1024;
 /// Most stop tokens in one request.
@@ -20,6 +21,9 @@ pub const MAX_LOGPROBS: u32 = 20;
 pub const MAX_CHOICES: u32 = 128;
 /// Longest `cache_salt` in bytes.
 pub const MAX_CACHE_SALT: usize = 256;
+/// How far `priority` reaches from 0. One step is a head start of 1024 requests: with a further reach one client could keep
+/// all others waiting.
+pub const MAX_PRIORITY: i32 = 8;
 /// Most tokens of an answer that is resumed.
 pub const MAX_RESUMED: usize = 1 << 20;
 
@@ -42,6 +46,8 @@ pub enum FinishReason {
 pub struct GenerationOptions {
     /// Most tokens to generate (`max_tokens`, or `max_completion_tokens` of the chat API).
     pub max_tokens: Option<u32>,
+    /// Whether it came as `max_completion_tokens`.
+    pub newer_max_tokens: bool,
     /// Fewest tokens to generate before the answer may end by itself (vLLM's extension); at most `max_tokens`.
     pub min_tokens: u32,
     /// Answers to each prompt, 1 to 128; 0 stands for 1.
@@ -70,7 +76,7 @@ pub struct GenerationOptions {
     pub resume_token_ids: Vec<u32>,
     /// Requests share cached prefixes only with those of the same salt (vLLM's extension).
     pub cache_salt: Option<String>,
-    /// Smaller goes first; 0 where left open (vLLM's extension).
+    /// Smaller goes first, -8 to 8; 0 where left open (vLLM's extension).
     pub priority: i32,
     /// The caller's own name for its end user.
     pub user: Option<String>,
@@ -96,6 +102,7 @@ impl GenerationOptions {
         let max_tokens = fields.integer("max_tokens", smallest_max_tokens..=most)?.map(to_u32);
         let mut options = Self {
             max_tokens: newer_max_tokens.or(max_tokens),
+            newer_max_tokens: newer_max_tokens.is_some(),
             min_tokens: fields.integer("min_tokens", 0..=most)?.map_or(0, to_u32),
             n: fields.integer("n", 1..=i64::from(MAX_CHOICES))?.map_or(1, to_u32),
             sampling: SamplingFields::parse(fields)?,
@@ -111,12 +118,13 @@ impl GenerationOptions {
             resume_token_ids: parse_token_ids(fields, "resume_token_ids", MAX_RESUMED)?,
             cache_salt: parse_cache_salt(fields)?,
             priority: fields
-                .integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?
+                .integer("priority", i64::from(-MAX_PRIORITY)..=i64::from(MAX_PRIORITY))?
                 .and_then(|priority| i32::try_from(priority).ok())
                 .unwrap_or(0),
             user: fields.string("user")?.map(str::to_owned),
             unsupported: Vec::new(),
         };
+        unsupported::refuse(fields, unsupported::OF_BOTH, &mut options);
         options.form = output_form::parse(fields, &mut options)?;
         options.parse_stream_options(fields)?;
         // Choosing the best of several is for beam search of old; sending them all is what `n` does.
@@ -138,8 +146,14 @@ impl GenerationOptions {
         }
         self.include_usage = stream_options.boolean("include_usage")?.unwrap_or(false);
         let continuous = stream_options.boolean("continuous_usage_stats")?.unwrap_or(false);
-        // As for vLLM, it says how often the usage comes, and include_usage whether.
-        self.continuous_usage = continuous && self.include_usage;
+        if continuous && !self.include_usage {
+            return Err(ApiError::invalid(
+                "stream_options.continuous_usage_stats",
+                "stream_options.continuous_usage_stats says how often the usage comes, and include_usage whether; set \
+                 include_usage to true too, or leave it out",
+            ));
+        }
+        self.continuous_usage = continuous;
         Ok(())
     }
 
@@ -148,24 +162,23 @@ impl GenerationOptions {
         if let Some(most) = self.max_tokens {
             if self.min_tokens > most {
                 let message = format!(
-                    "min_tokens is {}, but at most {most} tokens are asked for (max_tokens); lower it",
-                    self.min_tokens
+                    "min_tokens is {}, but at most {most} tokens are asked for ({}); lower it",
+                    self.min_tokens,
+                    self.max_tokens_field()
                 );
                 return Err(ApiError::invalid("min_tokens", message));
             }
             if !self.resume_token_ids.is_empty() && self.resume_token_ids.len() >= most as usize {
                 let message = format!(
-                    "resume_token_ids has {} tokens, so that of {most} (max_tokens) none is left; do not resume it",
-                    self.resume_token_ids.len()
+                    "resume_token_ids has {} tokens, so that of {most} ({}) none is left; do not resume it",
+                    self.resume_token_ids.len(),
+                    self.max_tokens_field()
                 );
                 return Err(ApiError::invalid("resume_token_ids", message));
             }
         }
-        if self.ignore_eos && self.form.is_some() {
-            return Err(ApiError::invalid(
-                "ignore_eos",
-                "ignore_eos lets an answer go on, but one of a given form ends where the form ends; leave it out",
-            ));
+        if let Some(RequestedForm { param, .. }) = self.form {
+            self.check_end(param)?;
         }
         if !self.resume_token_ids.is_empty() && self.n > 1 {
             return Err(ApiError::invalid(
@@ -174,6 +187,34 @@ impl GenerationOptions {
             ));
         }
         Ok(())
+    }
+
+    /// Checks that nothing delays the end of an answer whose form the field `param` gives: it ends where the form does.
+    pub(crate) fn check_end(&self, param: &str) -> Result<(), ApiError> {
+        if self.ignore_eos {
+            return Err(ApiError::invalid(
+                "ignore_eos",
+                format!(
+                    "ignore_eos lets an answer go on, but one of a given form ({param}) ends where the form ends; leave it \
+                     out"
+                ),
+            ));
+        }
+        if self.min_tokens > 0 {
+            return Err(ApiError::invalid(
+                "min_tokens",
+                format!(
+                    "min_tokens is {}, but an answer of a given form ({param}) may end earlier; leave it out",
+                    self.min_tokens
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The field that the most tokens came by, or would come by.
+    pub fn max_tokens_field(&self) -> &'static str {
+        if self.newer_max_tokens { "max_completion_tokens" } else { "max_tokens" }
     }
 
     /// The first field that our engine would have to ignore, as the 400 that the pod answers.
@@ -219,14 +260,13 @@ pub(crate) fn token_ids(items: &[Value], path: &str) -> Result<Vec<u32>, ApiErro
         .enumerate()
         .map(|(index, item)| {
             item.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
-                wrong(format!("{path}[{index}]"), "a token id (an integer of at least 0)", item)
+                wrong(format!("{path}[{index}]"), "a token id (an integer from 0 to 4294967295)", item)
             })
         })
         .collect()
 }
 
 fn parse_stop(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
-    let expected = "a non-empty string or an array of up to 4 of them";
     let stops = match fields.get("stop") {
         None => Vec::new(),
         Some(Value::String(text)) if !text.is_empty() => vec![text.clone()],
@@ -239,10 +279,8 @@ fn parse_stop(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
             })
             .collect::<Result<_, _>>()?,
         Some(other) => {
-            return Err(ApiError::invalid(
-                "stop",
-                format!("stop must be {expected}, but is {}", describe(other)),
-            ));
+            let expected = format!("a non-empty string or an array of up to {MAX_STOP_STRINGS} of them");
+            return Err(wrong("stop", &expected, other));
         }
     };
     if stops.len() > MAX_STOP_STRINGS {

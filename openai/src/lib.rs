@@ -23,6 +23,7 @@ pub mod rerank;
 pub mod sampling;
 pub mod tokenize;
 pub mod tools;
+mod unsupported;
 pub mod usage;
 
 pub use chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, ChatMessage, ChatPrompt};
@@ -36,4 +37,4 @@ pub use output_form::OutputForm;
 pub use rerank::RerankRequest;
 pub use tokenize::{DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest};
 pub use tools::{Tool, ToolCall, ToolChoice};
-pub use usage::Usage;
+pub use usage::{PromptTokensDetails, Usage};

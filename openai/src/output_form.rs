@@ -101,6 +101,14 @@ fn structured_outputs(
     options: &mut GenerationOptions,
 ) -> Result<Option<RequestedForm>, ApiError> {
     let Some(object) = fields.object("structured_outputs")? else { return Ok(None) };
+    for key in ["whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"] {
+        if object.get(key).is_some_and(|value| *value != Value::Bool(false)) {
+            options.refuse(
+                object.name(key),
+                "leave it out, or write it into the schema or structured_outputs.grammar",
+            );
+        }
+    }
     let kinds = ["json", "regex", "choice", "grammar", "json_object", "structural_tag"];
     let given: Vec<&str> = kinds
         .into_iter()

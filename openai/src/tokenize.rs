@@ -58,6 +58,21 @@ impl TokenizeRequest {
     pub fn from_value(value: &Value) -> Result<Self, ApiError> {
         let fields = Fields::root(value)?;
         let model = parse_model(&fields)?;
+        Self::parse(&fields, model)
+    }
+
+    /// Reads a request body at who has one model, `only`: to name it is up to the client.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_slice_for(body: &[u8], only: &str) -> Result<Self, ApiError> {
+        let value = parse_json(body)?;
+        let fields = Fields::root(&value)?;
+        let model = fields.string("model")?.unwrap_or(only).to_owned();
+        Self::parse(&fields, model)
+    }
+
+    fn parse(fields: &Fields<'_>, model: String) -> Result<Self, ApiError> {
         let add_special_tokens = fields.boolean("add_special_tokens")?;
         let mut unsupported = None;
         let input = match (fields.string("prompt")?, fields.get("messages")) {
@@ -73,7 +88,7 @@ impl TokenizeRequest {
             },
             (None, Some(_)) => {
                 let mut options = GenerationOptions::default();
-                let prompt = ChatPrompt::parse(&fields, &mut options)?;
+                let prompt = ChatPrompt::parse(fields, &mut options)?;
                 unsupported = options.unsupported();
                 TokenizeInput::Chat { prompt, add_special_tokens: add_special_tokens.unwrap_or(false) }
             }
@@ -132,10 +147,25 @@ impl DetokenizeRequest {
     pub fn from_value(value: &Value) -> Result<Self, ApiError> {
         let fields = Fields::root(value)?;
         let model = parse_model(&fields)?;
+        Self::parse(&fields, model)
+    }
+
+    /// Reads a request body at who has one model, `only`: to name it is up to the client.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_slice_for(body: &[u8], only: &str) -> Result<Self, ApiError> {
+        let value = parse_json(body)?;
+        let fields = Fields::root(&value)?;
+        let model = fields.string("model")?.unwrap_or(only).to_owned();
+        Self::parse(&fields, model)
+    }
+
+    fn parse(fields: &Fields<'_>, model: String) -> Result<Self, ApiError> {
         if fields.get("tokens").is_none() {
             return Err(ApiError::invalid("tokens", "tokens is required: send an array of token ids"));
         }
-        Ok(Self { model, tokens: parse_token_ids(&fields, "tokens", MAX_DETOKENIZE)? })
+        Ok(Self { model, tokens: parse_token_ids(fields, "tokens", MAX_DETOKENIZE)? })
     }
 }
 

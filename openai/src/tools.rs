@@ -76,6 +76,11 @@ impl ToolFields {
         Ok(Self { tools, choice, parallel: fields.boolean("parallel_tool_calls")?.unwrap_or(true) })
     }
 
+    /// Whether an answer must be a call.
+    pub fn demands_call(&self) -> bool {
+        matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))
+    }
+
     /// Whether an answer may hold calls.
     pub fn may_call(&self) -> bool {
         !self.tools.is_empty() && self.choice != ToolChoice::None

@@ -11,6 +11,16 @@ pub struct Usage {
     pub completion_tokens: u64,
     /// Their sum.
     pub total_tokens: u64,
+    /// More about the prompt's.
+    #[serde(default)]
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+/// What is known of a prompt's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptTokensDetails {
+    /// Those that were computed for an earlier request already.
+    pub cached_tokens: u64,
 }
 
 impl Usage {
@@ -20,6 +30,14 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: PromptTokensDetails::default(),
         }
+    }
+
+    /// The same counts, so many of the prompt's tokens from the cache; never more than the prompt has.
+    #[must_use]
+    pub fn with_cached(mut self, tokens: u64) -> Self {
+        self.prompt_tokens_details.cached_tokens = tokens.min(self.prompt_tokens);
+        self
     }
 }

@@ -6,7 +6,7 @@ use fairlead_openai::chat::MessageContent;
 use fairlead_openai::tokenize::TokenizeInput;
 use fairlead_openai::{
     ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, OutputForm, Prompt,
-    TokenizeRequest, ToolChoice,
+    TokenizeRequest, ToolChoice, Usage,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -100,9 +100,19 @@ fn names_the_wrong_field_and_the_remedy() {
         (json!({"stream": "yes"}), "stream", "stream must be true or false"),
         (json!({"stream_options": {"include_usage": true}}), "stream_options", "set stream to true"),
         (json!({"stop": ["a", ""]}), "stop[1]", "non-empty string"),
-        (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop", "at most 4"),
+        (json!({"stop": vec!["a"; 17]}), "stop", "at most 16"),
         (json!({"stop": 5}), "stop", "stop must be a non-empty string or an array"),
         (json!({"seed": 0.5}), "seed", "seed must be an integer, but is 0.5"),
+        (
+            json!({"seed": 1e20}),
+            "seed",
+            "seed must be an integer from -9223372036854775808 to 9223372036854775807",
+        ),
+        (json!({"seed": u64::MAX}), "seed", "to 9223372036854775807, but is 18446744073709551615"),
+        (json!({"max_tokens": 1.2e29}), "max_tokens", "an integer from 1 to 4294967295, but is 1.2e+29"),
+        (json!({"max_tokens": -1.2e29}), "max_tokens", "an integer of at least 1, but is -1.2e+29"),
+        (json!({"n": 1e300}), "n", "an integer from 1 to 128, but is 1e+300"),
+        (json!({"stop_token_ids": [1e20]}), "stop_token_ids[0]", "from 0 to 4294967295"),
         (json!({"top_logprobs": 2}), "top_logprobs", "set logprobs to true"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", "from 0 to 20"),
         (json!({"n": 0}), "n", "from 1 to 128"),
@@ -138,6 +148,31 @@ fn names_the_wrong_field_and_the_remedy() {
             "ignore_eos",
             "where the form ends",
         ),
+        (
+            json!({"response_format": {"type": "json_object"}, "min_tokens": 3}),
+            "min_tokens",
+            "may end earlier",
+        ),
+        (
+            json!({"structured_outputs": {"choice": ["a"]}, "min_tokens": 1}),
+            "min_tokens",
+            "structured_outputs.choice",
+        ),
+        (
+            json!({"tools": [tool("f")], "tool_choice": "required", "ignore_eos": true}),
+            "ignore_eos",
+            "(tool_choice) ends where the form ends",
+        ),
+        (
+            json!({"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "f"}}, "min_tokens": 2}),
+            "min_tokens",
+            "(tool_choice) may end earlier",
+        ),
+        (
+            json!({"stream": true, "stream_options": {"continuous_usage_stats": true}}),
+            "stream_options.continuous_usage_stats",
+            "set include_usage to true",
+        ),
         (json!({"min_p": 1.5}), "min_p", "from 0 to 1"),
         (json!({"repetition_penalty": 0}), "repetition_penalty", "above 0"),
         (json!({"repetition_penalty": 1e-300}), "repetition_penalty", "above 0"),
@@ -154,7 +189,10 @@ fn names_the_wrong_field_and_the_remedy() {
         (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]", "a token id"),
         (json!({"cache_salt": ""}), "cache_salt", "1 to 256 bytes"),
         (json!({"cache_salt": "x".repeat(257)}), "cache_salt", "1 to 256 bytes"),
-        (json!({"priority": 1_u64 << 40}), "priority", "an integer from"),
+        (json!({"priority": 1_u64 << 40}), "priority", "priority must be an integer from -8 to 8"),
+        (json!({"priority": 9}), "priority", "an integer from -8 to 8, but is 9"),
+        (json!({"priority": -9}), "priority", "an integer from -8 to 8, but is -9"),
+        (json!({"max_completion_tokens": 3, "min_tokens": 4}), "min_tokens", "(max_completion_tokens)"),
         (json!({"resume_token_ids": [1], "n": 2}), "resume_token_ids", "set n to 1"),
         (json!({"resume_token_ids": [1, 2], "max_tokens": 2}), "resume_token_ids", "none is left"),
         (json!({"tools": [{"type": "x"}]}), "tools[0].type", "\"function\""),
@@ -174,8 +212,13 @@ fn names_the_wrong_field_and_the_remedy() {
             "not among tools",
         ),
         (
-            json!({"tools": [tool("f")], "response_format": {"type": "json_object"}}),
+            json!({"tools": [tool("f")], "tool_choice": "required", "response_format": {"type": "json_object"}}),
             "response_format",
+            "leave one out",
+        ),
+        (
+            json!({"tools": [tool("f")], "structured_outputs": {"regex": "a"}}),
+            "structured_outputs.regex",
             "leave one out",
         ),
         (
@@ -210,7 +253,8 @@ fn names_the_wrong_field_and_the_remedy() {
         (json!({"prompt": [1, "a"]}), "prompt[1]", "a token id"),
         (json!({"prompt": ["a", 1]}), "prompt[1]", "a string or an array of token ids"),
         (json!({"prompt": [-1]}), "prompt[0]", "but is -1"),
-        (json!({"max_tokens": 0}), "max_tokens", "at least 1"),
+        (json!({"max_tokens": 0}), "max_tokens", "at least 1, but is 0; 0 is for echo"),
+        (json!({"echo": true, "max_tokens": -1}), "max_tokens", "at least 0"),
         (json!({"logprobs": true}), "logprobs", "an integer from 0 to 20, but is true"),
         (json!({"prompt": vec!["a"; 100], "n": 128}), "n", "make 12800"),
         (json!({"n": 2, "max_tokens": 0, "echo": true}), "n", "set n to 1"),
@@ -336,9 +380,16 @@ fn reads_requests_to_tokenize() {
         (json!({"model": "m", "prompt": "a", "messages": []}), "prompt"),
         (json!({"model": "m", "messages": []}), "messages"),
         (json!({"prompt": "a"}), "model"),
+        (json!({"model": "m", "messages": "x"}), "messages"),
     ] {
         assert_eq!(tokenize(value.clone()).unwrap_err().param.as_deref(), Some(param), "{value}");
     }
+    // Who has one model need not be told which.
+    let alone = TokenizeRequest::from_slice_for(b"{\"prompt\": \"a\"}", "only").unwrap();
+    assert_eq!(alone.model, "only");
+    let named = TokenizeRequest::from_slice_for(b"{\"prompt\": \"a\", \"model\": \"m\"}", "only").unwrap();
+    assert_eq!(named.model, "m");
+    assert_eq!(DetokenizeRequest::from_slice_for(b"{\"tokens\": [1]}", "only").unwrap().model, "only");
     let detokenize = |value: Value| DetokenizeRequest::from_value(&value);
     assert_eq!(detokenize(json!({"model": "m", "tokens": [1, 2]})).unwrap().tokens, [1, 2]);
     for tokens in [Value::Null, json!("a"), json!([-1]), json!([0.5])] {
@@ -373,14 +424,119 @@ fn what_the_engine_cannot_do_parses_but_is_named_as_unsupported() {
 }
 
 #[test]
+fn what_would_change_the_answer_is_refused_unless_it_changes_nothing() {
+    // With a value that asks for something, and the values that ask for nothing.
+    let both = [
+        ("bad_words", json!(["x"]), vec![json!([])]),
+        ("allowed_token_ids", json!([1]), vec![]),
+        ("prompt_logprobs", json!(0), vec![json!(false)]),
+        ("truncate_prompt_tokens", json!(5), vec![]),
+        ("use_beam_search", json!(true), vec![json!(false)]),
+        ("best_of", json!(4), vec![json!(1)]),
+        ("length_penalty", json!(0.8), vec![json!(1), json!(1.0)]),
+        ("skip_special_tokens", json!(false), vec![json!(true)]),
+        ("spaces_between_special_tokens", json!(false), vec![json!(true)]),
+        ("logits_processors", json!(["x"]), vec![json!([])]),
+        ("return_tokens_as_token_ids", json!(true), vec![json!(false)]),
+        ("thinking_token_budget", json!(10), vec![]),
+        ("guided_whitespace_pattern", json!(" "), vec![]),
+    ];
+    let chats = [
+        ("echo", json!(true), vec![json!(false)]),
+        ("chat_template", json!("{{ x }}"), vec![]),
+        ("documents", json!([{"text": "x"}]), vec![json!([])]),
+        ("prediction", json!({"type": "content", "content": "x"}), vec![]),
+        ("web_search_options", json!({}), vec![]),
+        ("audio", json!({}), vec![]),
+        ("modalities", json!(["audio"]), vec![json!(["text"])]),
+        ("add_special_tokens", json!(true), vec![json!(false)]),
+    ];
+    let completions = [
+        ("suffix", json!("x"), vec![json!("")]),
+        ("max_completion_tokens", json!(5), vec![]),
+        ("prompt_embeds", json!("x"), vec![]),
+        ("add_special_tokens", json!(false), vec![json!(true)]),
+    ];
+    type Asked = fn(Value) -> Option<ApiError>;
+    let by_chat: Asked = |extra| chat(extra).unwrap().unsupported();
+    let by_completion: Asked = |extra| completion(extra).unwrap().unsupported();
+    for (asked, fields) in
+        [(by_chat, &both[..]), (by_completion, &both), (by_chat, &chats), (by_completion, &completions)]
+    {
+        for (key, wanted, nothing) in fields {
+            let error = asked(json!({ *key: wanted })).expect(key);
+            assert_eq!((error.status, error.param.as_deref()), (400, Some(*key)));
+            assert_eq!(error.code.as_deref(), Some("unsupported_parameter"));
+            assert!(error.message.starts_with(&format!("{key} is not supported")), "{}", error.message);
+            for value in nothing.iter().chain([&Value::Null]) {
+                assert_eq!(asked(json!({ *key: value })), None, "{key}: {value}");
+            }
+        }
+    }
+    // Prompts are the same for /tokenize.
+    for key in ["chat_template", "documents"] {
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "a"}], key: ["x"]});
+        assert!(TokenizeRequest::from_value(&body).unwrap().unsupported().is_some(), "{key}");
+    }
+}
+
+#[test]
+fn what_only_hints_is_accepted() {
+    let hints = json!({"reasoning_effort": "high", "verbosity": "low", "metadata": {"a": "b"}, "store": true, "user": "u",
+        "safety_identifier": "s", "service_tier": "flex", "prompt_cache_key": "k", "prompt_cache_retention": "24h"});
+    assert_eq!(chat(hints.clone()).unwrap().unsupported(), None);
+    assert_eq!(completion(hints).unwrap().unsupported(), None);
+}
+
+#[test]
+fn limits_are_reached_and_not_crossed() {
+    let options = |extra: Value| chat(extra).unwrap().options;
+    assert_eq!(options(json!({"priority": 8})).priority, 8);
+    assert_eq!(options(json!({"priority": -8.0})).priority, -8);
+    assert_eq!(options(json!({"stop": vec!["x"; 16]})).stop.len(), 16);
+    assert_eq!(options(json!({"seed": 1e16})).sampling.seed, Some(10_000_000_000_000_000));
+    assert_eq!(options(json!({"seed": i64::MIN})).sampling.seed, Some(i64::MIN));
+    // A field at its default asks for nothing, beside a form too.
+    let form = json!({"type": "json_object"});
+    options(json!({"response_format": form, "min_tokens": 0, "ignore_eos": false}));
+    let with_tools = json!({"tools": [tool("f")], "response_format": form, "tool_choice": "auto"});
+    assert!(options(with_tools).form.is_some());
+    let without = json!({"tools": [tool("f")], "structured_outputs": {"regex": "a"}, "tool_choice": "none"});
+    assert!(options(without).form.is_some());
+    options(json!({"tools": [tool("f")], "ignore_eos": true, "min_tokens": 2}));
+    assert_eq!(options(json!({"max_tokens": 1})).max_tokens_field(), "max_tokens");
+    assert_eq!(options(json!({"max_completion_tokens": 1})).max_tokens_field(), "max_completion_tokens");
+}
+
+#[test]
+fn usage_has_openais_shape() {
+    let usage = serde_json::to_value(Usage::new(7, 2).with_cached(9)).unwrap();
+    let details = json!({"cached_tokens": 7});
+    let wanted = json!({"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9, "prompt_tokens_details": details});
+    assert_eq!(usage, wanted);
+}
+
+#[test]
 fn errors_have_openais_shape() {
-    let error = ApiError::context_length_exceeded("messages", 90, 20, 100);
+    let error = ApiError::prompt_too_long("messages", 100, 100);
+    assert_eq!(
+        (error.param.as_deref(), error.code.as_deref()),
+        (Some("messages"), Some("context_length_exceeded"))
+    );
+    assert_eq!(
+        ApiError::path_not_found_among("/x", &["/a", "/b", "/c"]).message,
+        "there is nothing at /x; the API has /a, /b and /c"
+    );
+    let error = ApiError::answer_too_long("max_tokens", 20, 90, 100);
     let body: Value = serde_json::from_str(&error.to_json()).unwrap();
     assert_eq!(body["error"]["type"], "invalid_request_error");
-    assert_eq!(body["error"]["param"], "messages");
+    assert_eq!(body["error"]["param"], "max_tokens");
     assert_eq!(body["error"]["code"], "context_length_exceeded");
     let message = body["error"]["message"].as_str().unwrap();
-    assert!(["90", "20", "100"].iter().all(|number| message.contains(number)), "{message}");
+    assert!(
+        ["90", "20", "100", "lower max_tokens to 10"].iter().all(|number| message.contains(number)),
+        "{message}"
+    );
     let long = ApiError::model_not_found(&"é".repeat(5000), "x");
     assert!(long.message.len() < 600);
 }

@@ -31,7 +31,7 @@ async fn wrong_requests_are_answered_in_openais_shape() {
         (
             chat(json!({"max_tokens": LONGEST})).to_string(),
             400,
-            Some("messages"),
+            Some("max_tokens"),
             Some("context_length_exceeded"),
             "lower max_tokens",
         ),

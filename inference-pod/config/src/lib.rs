@@ -10,6 +10,36 @@ use serde::{Deserialize, Serialize};
 /// Share of a GPU's memory that is used where nobody says how much may be.
 pub const DEFAULT_GPU_MEMORY_UTILIZATION: f64 = 0.90;
 
+/// What a step holds at most where nobody says: the same by hand and in a cluster, where the operator fills it in for its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Most sequences that run at once; of an encoder, most inputs in a batch.
+    pub sequences: u32,
+    /// Most tokens in one step.
+    pub tokens: u32,
+}
+
+impl BatchLimits {
+    /// Those on a CPU.
+    #[must_use]
+    pub const fn on_cpu(task: Task) -> Self {
+        match task {
+            Task::Generate => Self { sequences: 32, tokens: 1024 },
+            // Texts to encode are short, and take no memory once they are done.
+            Task::Embed | Task::Rerank => Self { sequences: 256, tokens: 1024 },
+        }
+    }
+
+    /// Those on a GPU.
+    #[must_use]
+    pub const fn on_gpu(task: Task) -> Self {
+        match task {
+            Task::Generate => Self { sequences: 256, tokens: 8192 },
+            Task::Embed | Task::Rerank => Self { sequences: 1024, tokens: 16_384 },
+        }
+    }
+}
+
 /// Settings of one inference pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -88,6 +118,23 @@ pub struct KvCacheConfig {
 const TRANSIT_BYTES: u64 = 256 << 20;
 
 impl KvCacheConfig {
+    /// The largest host tier that takes, with what is then on its way, no more than `bytes` of main memory. 0 where none does.
+    #[must_use]
+    pub fn largest_host_bytes(&self, bytes: u64) -> u64 {
+        // By bisection: a larger tier never takes less.
+        let takes = |host| Self { host_bytes: Some(host), ..self.clone() }.tier_memory_bytes();
+        let (mut fits, mut too_large) = (0, bytes.saturating_add(1));
+        while too_large - fits > 1 {
+            let middle = fits + (too_large - fits) / 2;
+            if takes(middle) <= bytes {
+                fits = middle;
+            } else {
+                too_large = middle;
+            }
+        }
+        fits
+    }
+
     /// Bytes of main memory for blocks on their way between tiers; 0 where there are none.
     #[must_use]
     pub fn transit_bytes(&self) -> u64 {
@@ -152,6 +199,14 @@ pub enum SpeculationConfig {
 }
 
 impl SpeculationConfig {
+    /// Most tokens guessed at once.
+    #[must_use]
+    pub fn tokens(&self) -> u32 {
+        match self {
+            Self::NGram { tokens, .. } | Self::DraftModel { tokens, .. } => *tokens,
+        }
+    }
+
     /// Prompt lookup with the usual lengths of runs.
     #[must_use]
     pub fn prompt_lookup(tokens: u32) -> Self {
@@ -216,10 +271,10 @@ pub struct EngineConfig {
     /// Longest sequence, prompt and answer together, in tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<u32>,
-    /// Most sequences in one batch.
+    /// Most sequences in one batch. Absent: [`BatchLimits`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_sequences: Option<u32>,
-    /// Most tokens in one step.
+    /// Most tokens in one step. Absent: [`BatchLimits`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_batched_tokens: Option<u32>,
     /// Tokens in a KV block: 16, 32 or 64.
@@ -229,7 +284,7 @@ pub struct EngineConfig {
     /// above 0 and at most 1. Absent: [`DEFAULT_GPU_MEMORY_UTILIZATION`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_memory_utilization: Option<f64>,
-    /// Bytes of the KV cache. Absent: measured from what is free.
+    /// Bytes of the KV cache. Absent: what weights and activations leave of a GPU's share; on a CPU at most 4 GiB of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache_bytes: Option<u64>,
     /// Most LoRA adapters at once. Absent: 8.
@@ -244,7 +299,8 @@ pub struct EngineConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Address of the OpenAI API, /healthz, /readyz, /startup and /metrics.
+    /// Address of the OpenAI API, /healthz, /readyz, /startup and /metrics. All addresses of a pod by default; a pod that runs by
+    /// hand, without a file, listens on the loopback address alone.
     pub listen: String,
     /// Address of the admin API (adapters); absent: there is none. Never reachable by clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -273,5 +329,32 @@ impl Default for ServerConfig {
             drain_seconds: 290,
             revision: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn the_largest_host_tier_counts_what_is_on_its_way() {
+        let tiers = |disk: Option<u64>| KvCacheConfig {
+            disk: disk.map(|bytes| DiskTierConfig { path: PathBuf::from("kv"), bytes }),
+            ..KvCacheConfig::default()
+        };
+        for (disk, bytes) in
+            [(None, 100 * MIB), (None, 1000 * MIB), (None, 9_000 * MIB), (Some(1 << 40), 1000 * MIB)]
+        {
+            let tiers = tiers(disk);
+            let largest = tiers.largest_host_bytes(bytes);
+            let takes = |host| KvCacheConfig { host_bytes: Some(host), ..tiers.clone() }.tier_memory_bytes();
+            assert!(takes(largest) <= bytes && takes(largest + 1) > bytes, "{disk:?} {bytes}: {largest}");
+        }
+        // Even an empty host tier leaves blocks on their way to the disk.
+        assert_eq!(tiers(Some(1 << 40)).largest_host_bytes(100 * MIB), 0);
+        assert_eq!(tiers(None).largest_host_bytes(0), 0);
+        assert!(tiers(None).largest_host_bytes(u64::MAX) > u64::MAX / 2);
     }
 }

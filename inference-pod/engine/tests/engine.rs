@@ -154,6 +154,36 @@ async fn a_prompt_that_was_read_before_is_admitted_with_what_is_cached_of_it() {
 }
 
 #[tokio::test]
+async fn a_step_that_does_not_end_shows_from_outside() {
+    let mut backend = FakeBackend::new(100, 4);
+    let gate = close_gate(&mut backend);
+    let (engine, _watched) = run(backend, OPTIONS).await;
+    assert_eq!((engine.step_age(), engine.queued()), (None, 0));
+    let events = engine.submit(request(vec![4, 5, 6], 3)).unwrap();
+    timeout(Duration::from_secs(20), async {
+        while engine.step_age().is_none_or(|age| age.is_zero()) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the step shows");
+    drop(gate);
+    assert_eq!(read(events).await, (expected(&[4, 5, 6], 3), None));
+    until_idle(&engine).await;
+    assert_eq!(engine.queued(), 0);
+}
+
+async fn until_idle(engine: &EngineHandle) {
+    timeout(Duration::from_secs(20), async {
+        while engine.step_age().is_some() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the step ends");
+}
+
+#[tokio::test]
 async fn an_answer_that_is_given_up_stops_and_the_others_go_on() {
     let mut backend = FakeBackend::new(100, 4);
     let gate = close_gate(&mut backend);

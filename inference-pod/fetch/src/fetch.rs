@@ -23,6 +23,8 @@ use crate::state::State;
 pub struct FetchOptions {
     /// Digest that the files must have ([`crate::digest`]).
     pub digest: Option<String>,
+    /// Tell a folder's digest even if none is asked for.
+    pub tell_digest: bool,
     /// Files that are fetched at once.
     pub concurrency: usize,
     /// Told about progress.
@@ -31,7 +33,7 @@ pub struct FetchOptions {
 
 impl Default for FetchOptions {
     fn default() -> Self {
-        Self { digest: None, concurrency: 4, progress: None }
+        Self { digest: None, tell_digest: false, concurrency: 4, progress: None }
     }
 }
 
@@ -40,7 +42,7 @@ impl Default for FetchOptions {
 pub struct FetchedModel {
     /// Folder of its files.
     pub dir: PathBuf,
-    /// Digest of the files; for a folder only when one was asked for, as it means reading everything.
+    /// Digest of the files; for a folder only when the options say so, as it means reading everything.
     pub digest: Option<String>,
     /// Weights files, in the order of their names.
     pub weights: Vec<PathBuf>,
@@ -102,16 +104,15 @@ enum What {
 async fn from_folder(path: &Path, options: &FetchOptions) -> Result<FetchedModel, FetchError> {
     let inspection = inspect::folder(path).await?;
     let used = inspect::used_files(path).await?;
-    let digest = match &options.digest {
-        None => None,
-        Some(expected) => {
-            let (folder, names) = (path.to_owned(), used.all.clone());
-            let hashed = tokio::task::spawn_blocking(move || hash_files(&folder, &names));
-            let hashes = hashed.await.map_err(|error| FetchError::Disk(error.to_string()))??;
-            let actual = digest::of_files(&hashes);
-            digest::compare(Some(expected), &actual)?;
-            Some(actual)
-        }
+    let digest = if options.tell_digest || options.digest.is_some() {
+        let (folder, names) = (path.to_owned(), used.all.clone());
+        let hashed = tokio::task::spawn_blocking(move || hash_files(&folder, &names));
+        let hashes = hashed.await.map_err(|error| FetchError::Disk(error.to_string()))??;
+        let actual = digest::of_files(&hashes);
+        digest::compare(options.digest.as_deref(), &actual)?;
+        Some(actual)
+    } else {
+        None
     };
     let weights = used.weights.iter().map(|name| path.join(name)).collect();
     Ok(FetchedModel { dir: path.to_owned(), digest, weights, inspection })

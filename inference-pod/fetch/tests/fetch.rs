@@ -196,6 +196,11 @@ async fn the_digest_is_the_same_from_a_hub_and_a_folder_and_is_enforced() {
     let local = fetch(&folder, &scene.client(), cache, &asking(&digest)).await.expect("has that digest");
     assert_eq!(local.digest.as_deref(), Some(digest.as_str()));
     assert_eq!(local.dir, scene.model_dir());
+    let telling = FetchOptions { tell_digest: true, ..FetchOptions::default() };
+    for (options, wanted) in [(telling, Some(digest.clone())), (FetchOptions::default(), None)] {
+        let told = fetch(&folder, &scene.client(), cache, &options).await.expect("is sound");
+        assert_eq!(told.digest, wanted, "only when asked: it means reading all");
+    }
 
     let other = format!("sha256:{}", "0".repeat(64));
     for source in [&folder, &uri(TINY)] {

@@ -6,7 +6,8 @@
 //! - weights = parameters x bytes of the number type they run in; projections that lie quantised in memory count with what
 //!   [`WeightForm::bytes`] says instead;
 //! - KV bytes a token = 2 (K and V) x layers x KV heads x head width x bytes of the number type;
-//! - activations, for one step of `T = maxBatchedTokens` tokens and `S = min(maxSequences, T)` sampled sequences:
+//! - activations, for one step of `T = max(maxBatchedTokens, maxSequences + 1)` tokens and `S = maxSequences` sampled
+//!   sequences (a step holds a token of each sequence that writes and one of another that is read):
 //!   `T x (4 x hidden + (2 x heads + 2 x KV heads) x head width + 3 x intermediate) x bytes` for the largest layer's
 //!   intermediate results, `2 x S x vocabulary x 4` for logits and their copy while sampling (f32),
 //!   `2 x maxModelLen x (KV heads + heads) x head width x bytes` for one sequence's keys and values gathered from their
@@ -331,8 +332,8 @@ fn activation_reserve(inputs: &PlanInputs<'_>, dtype: RunDtype, max_model_len: u
         config.vocab_size,
     ]
     .map(u64::from);
-    let step_tokens = u64::from(inputs.max_batched_tokens);
-    let sampled = u64::from(inputs.max_sequences).min(step_tokens);
+    let sampled = u64::from(inputs.max_sequences);
+    let step_tokens = u64::from(inputs.max_batched_tokens).max(sampled + 1);
     let positions = u64::from(max_model_len);
 
     let per_token =
@@ -348,14 +349,30 @@ fn activation_reserve(inputs: &PlanInputs<'_>, dtype: RunDtype, max_model_len: u
 /// Says what is missing and what would help, most useful remedy first.
 fn shortfall(inputs: &PlanInputs<'_>, dtype: RunDtype, max_model_len: u32, amounts: &Amounts) -> String {
     let mut remedies = Vec::new();
-    if let Some(length) = longest_that_fits(inputs, dtype, max_model_len) {
+    let fits = |inputs: PlanInputs<'_>, dtype| {
+        Amounts::of(&inputs, dtype, max_model_len).max_cached_tokens >= u64::from(max_model_len)
+    };
+    let with_one = activation_reserve(&PlanInputs { max_sequences: 1, ..*inputs }, dtype, max_model_len);
+    if with_one < amounts.reserve / 2
+        && let Some(sequences) = largest(inputs.max_sequences, |max_sequences| {
+            fits(PlanInputs { max_sequences, ..*inputs }, dtype)
+        })
+    {
+        remedies.push(format!("lower engine.maxSequences to {sequences} or less"));
+    }
+    let longest = largest(max_model_len, |length| {
+        Amounts::of(inputs, dtype, length).max_cached_tokens >= u64::from(length)
+    });
+    if let Some(length) = longest {
         remedies.push(format!("set engine.maxModelLen to {length} or less"));
     }
-    if dtype == RunDtype::F32 && fits_with(inputs, RunDtype::Bf16, inputs.max_batched_tokens, max_model_len) {
+    if dtype == RunDtype::F32 && fits(*inputs, RunDtype::Bf16) {
         remedies.push("set engine.dtype to bf16".to_owned());
     }
     let smaller_step = inputs.max_batched_tokens.min(512);
-    if smaller_step < inputs.max_batched_tokens && fits_with(inputs, dtype, smaller_step, max_model_len) {
+    if smaller_step < inputs.max_batched_tokens
+        && fits(PlanInputs { max_batched_tokens: smaller_step, ..*inputs }, dtype)
+    {
         remedies.push(format!("lower engine.maxBatchedTokens to {smaller_step}"));
     }
     remedies.push(match inputs.device {
@@ -375,14 +392,8 @@ fn shortfall(inputs: &PlanInputs<'_>, dtype: RunDtype, max_model_len: u32, amoun
     )
 }
 
-fn fits_with(inputs: &PlanInputs<'_>, dtype: RunDtype, max_batched_tokens: u32, max_model_len: u32) -> bool {
-    let inputs = PlanInputs { max_batched_tokens, ..*inputs };
-    Amounts::of(&inputs, dtype, max_model_len).max_cached_tokens >= u64::from(max_model_len)
-}
-
-/// The longest sequence that fits, by bisection: a longer one never needs less.
-fn longest_that_fits(inputs: &PlanInputs<'_>, dtype: RunDtype, below: u32) -> Option<u32> {
-    let fits = |length| fits_with(inputs, dtype, inputs.max_batched_tokens, length);
+/// The largest number below `below`, and above 0, that fits, by bisection: a larger one never needs less.
+fn largest(below: u32, fits: impl Fn(u32) -> bool) -> Option<u32> {
     let (mut good, mut bad) = (0, below);
     while bad - good > 1 {
         let middle = good + (bad - good) / 2;

@@ -178,6 +178,30 @@ fn a_sequence_that_does_not_fit_names_the_longest_that_does() {
 }
 
 #[test]
+fn more_sequences_than_memory_has_room_for_are_the_first_remedy() {
+    let model = llama_8b();
+    let crowded = PlanInputs { max_sequences: 65_536, ..inputs(&model, 40 * GIB) };
+    let plan = planned(&crowded);
+    assert!(!plan.fits);
+    let (_, rest) = plan.explanation.split_once("40.0 GiB: lower engine.maxSequences to ").expect("is first");
+    let sequences: u32 = rest.split(' ').next().expect("a number").parse().expect("a number");
+    assert!(planned(&PlanInputs { max_sequences: sequences, ..crowded }).fits, "{sequences}");
+    assert!(!planned(&PlanInputs { max_sequences: sequences + 1, ..crowded }).fits, "{sequences}");
+    // Where they are not what takes the memory, they are not named.
+    let tight = planned(&PlanInputs { max_model_len: None, ..inputs(&model, 24 * GIB) });
+    assert!(!tight.explanation.contains("maxSequences"), "{}", tight.explanation);
+}
+
+#[test]
+fn a_step_holds_a_token_of_every_sequence() {
+    let model = llama_8b();
+    let few = PlanInputs { max_sequences: 256, max_batched_tokens: 1, ..inputs(&model, 72 * GIB) };
+    let enough = PlanInputs { max_batched_tokens: 257, ..few };
+    assert_eq!(planned(&few), planned(&enough));
+    assert_ne!(planned(&few), planned(&PlanInputs { max_batched_tokens: 258, ..few }));
+}
+
+#[test]
 fn f32_that_would_fit_as_bf16_says_so() {
     let model = llama_8b();
     let cpu = PlanInputs { device: DeviceKind::Cpu, max_batched_tokens: 512, ..inputs(&model, 28 * GIB) };

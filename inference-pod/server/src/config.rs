@@ -1,13 +1,22 @@
 //! The command line, and the one struct that it and the configuration file fill.
 
+mod checks;
+pub mod fields;
+
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use fairlead_fetch::SourceUri;
 use fairlead_inference_config::{
     AdapterConfig, Device, DiskTierConfig, Dtype, EngineConfig, InferenceConfig, KvCacheConfig, ModelConfig,
     Quantization, ServerConfig, SpeculationConfig, Task,
 };
+
+use self::checks::check;
+
+/// Where a pod listens that runs by hand: on this machine alone. In a cluster the file decides, and leaves it to
+/// [`ServerConfig::default`].
+const LISTEN_BY_HAND: &str = "127.0.0.1:8000";
 
 /// Serves a language model behind OpenAI's API.
 #[derive(Debug, Parser)]
@@ -16,14 +25,20 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// How log lines are written.
-    #[arg(long, global = true, env = "FAIRLEAD_LOG_FORMAT", default_value = "text")]
+    /// How log lines are written: text or json.
+    #[arg(long, global = true, help_heading = "Log", env = "FAIRLEAD_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
     /// What is logged, such as `info` or `fairlead_engine=debug`.
-    #[arg(long, global = true, env = "FAIRLEAD_LOG", default_value = "info")]
+    #[arg(long, global = true, help_heading = "Log", env = "FAIRLEAD_LOG", default_value = "info")]
     pub log: String,
     /// File that gets one line with the reason when the program fails; left alone where it does not exist.
-    #[arg(long, global = true, env = "FAIRLEAD_TERMINATION_LOG", default_value = "/dev/termination-log")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Log",
+        env = "FAIRLEAD_TERMINATION_LOG",
+        default_value = "/dev/termination-log"
+    )]
     pub termination_log: PathBuf,
 }
 
@@ -41,7 +56,7 @@ pub enum LogFormat {
 pub enum Command {
     /// Fetch a model if need be, load it, and answer requests.
     Serve(Box<ServeArgs>),
-    /// Fetch a model into a folder and check it.
+    /// Fetch a model into a folder, check it and print its digest.
     Fetch(FetchArgs),
     /// Read a model's config.json and headers, and print what they say as JSON.
     Inspect(InspectArgs),
@@ -49,108 +64,111 @@ pub enum Command {
 
 /// Settings of `serve`. Those given on the command line go before those in the file.
 #[derive(Debug, Default, Args)]
+#[command(group = ArgGroup::new("source").args(["model", "config"]).multiple(true).required(true))]
 pub struct ServeArgs {
-    /// Configuration file (JSON).
-    #[arg(long, value_name = "FILE", required_unless_present = "model")]
-    pub config: Option<PathBuf>,
     /// A model's folder, or hf://org/name@revision.
-    #[arg(long, value_name = "DIR_OR_URI")]
+    #[arg(long, value_name = "DIR_OR_URI", help_heading = "Model")]
     pub model: Option<String>,
+    /// Configuration file (JSON); what is given on the command line too goes before it.
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub config: Option<PathBuf>,
     /// What to do with the model: Generate, Embed or Rerank [default: Generate].
-    #[arg(long, value_parser = from_name::<Task>)]
+    #[arg(long, value_parser = from_name::<Task>, help_heading = "Model")]
     pub task: Option<Task>,
-    /// Address to listen on.
-    #[arg(long, value_name = "ADDRESS")]
-    pub listen: Option<String>,
-    /// Address of the admin API, which loads and unloads adapters; keep clients away from it.
-    #[arg(long, value_name = "ADDRESS")]
-    pub admin_listen: Option<String>,
-    /// LoRA adapter to load at the start and the model name it answers to; may be given several times.
-    #[arg(long, value_name = "NAME=DIR_OR_URI", value_parser = adapter)]
-    pub adapter: Vec<AdapterConfig>,
-    /// Most LoRA adapters at once [default: 8].
-    #[arg(long)]
-    pub max_adapters: Option<u32>,
-    /// Name that clients send as `model`; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    pub served_model_name: Vec<String>,
-    /// Where tensors live: auto, cpu or cuda.
-    #[arg(long, value_parser = from_name::<Device>)]
-    pub device: Option<Device>,
-    /// Number type of weights and activations: auto, bf16, f16 or f32.
-    #[arg(long, value_parser = from_name::<Dtype>)]
-    pub dtype: Option<Dtype>,
-    /// Quantise weights while they are loaded: none, int8 or int4. A checkpoint that is quantised is run as it is.
-    #[arg(long, value_parser = from_name::<Quantization>)]
-    pub quantization: Option<Quantization>,
-    /// Longest sequence, prompt and answer together, in tokens.
-    #[arg(long)]
-    pub max_model_len: Option<u32>,
-    /// Most sequences that run at once.
-    #[arg(long)]
-    pub max_sequences: Option<u32>,
-    /// Most tokens in one step.
-    #[arg(long)]
-    pub max_batched_tokens: Option<u32>,
-    /// Tokens in a KV block: 16, 32 or 64.
-    #[arg(long)]
-    pub block_tokens: Option<u32>,
-    /// Bytes of the KV cache.
-    #[arg(long)]
-    pub kv_cache_bytes: Option<u64>,
-    /// Share the KV blocks of common prefixes between requests [default: true].
-    #[arg(long, value_name = "BOOL")]
-    pub prefix_sharing: Option<bool>,
-    /// Bytes of main memory for KV blocks that the cache itself had to give up.
-    #[arg(long, value_name = "BYTES")]
-    pub host_tier_bytes: Option<u64>,
-    /// Folder for KV blocks that main memory had to give up; it survives a restart.
-    #[arg(long, value_name = "DIR", requires = "disk_tier_bytes")]
-    pub disk_tier: Option<PathBuf>,
-    /// Most bytes in that folder.
-    #[arg(long, value_name = "BYTES", requires = "disk_tier")]
-    pub disk_tier_bytes: Option<u64>,
-    /// Guess as many tokens ahead at once as this, by what followed the last ones before or by --draft-model.
-    #[arg(long, value_name = "TOKENS")]
-    pub speculative_tokens: Option<u32>,
-    /// A smaller model with the same vocabulary that guesses ahead.
-    #[arg(long, value_name = "DIR_OR_URI", requires = "speculative_tokens")]
-    pub draft_model: Option<String>,
-    /// Share of a GPU's memory that may be used where --kv-cache-bytes is not given [default: 0.90].
-    #[arg(long, value_name = "SHARE")]
-    pub gpu_memory_utilization: Option<f64>,
-    /// Threads of libtorch on a CPU.
-    #[arg(long)]
-    pub threads: Option<u32>,
-    /// Requests that may wait for the engine; more are answered 429.
-    #[arg(long)]
-    pub max_queued_requests: Option<u32>,
-    /// Seconds after SIGTERM in which requests are still taken, while load balancers learn that this pod is leaving.
-    #[arg(long)]
-    pub drain_delay_seconds: Option<u64>,
-    /// Seconds after that until streams that have not finished are cut.
-    #[arg(long)]
-    pub drain_seconds: Option<u64>,
-    /// Sent with every answer as x-fairlead-revision.
-    #[arg(long, env = "FAIRLEAD_REVISION")]
-    pub revision: Option<String>,
-    /// Folder that fetched models are kept in.
-    #[arg(long, value_name = "DIR")]
+    /// Folder that models are kept in that were fetched [default: fairlead/models below $XDG_CACHE_HOME or ~/.cache].
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub cache_dir: Option<PathBuf>,
     /// `sha256:…` that the model's files must have.
-    #[arg(long)]
+    #[arg(long, help_heading = "Model")]
     pub digest: Option<String>,
+    /// LoRA adapter to load at the start and the model name it answers to; may be given several times.
+    #[arg(long, value_name = "NAME=DIR_OR_URI", value_parser = adapter, help_heading = "Model")]
+    pub adapter: Vec<AdapterConfig>,
+    /// Most LoRA adapters at once [default: 8].
+    #[arg(long, help_heading = "Model")]
+    pub max_adapters: Option<u32>,
+    /// Name that clients send as `model`; may be given several times [default: the folder's name, or org/name].
+    #[arg(long, value_name = "NAME", help_heading = "Serving")]
+    pub served_model_name: Vec<String>,
+    /// Address to listen on [default: 127.0.0.1:8000; with --config 0.0.0.0:8000].
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Serving")]
+    pub listen: Option<String>,
+    /// Address of the admin API, which loads and unloads adapters; keep clients away from it [default: none].
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Serving")]
+    pub admin_listen: Option<String>,
+    /// Where tensors live: auto, cpu or cuda; auto is a GPU where one is visible [default: auto].
+    #[arg(long, value_parser = from_name::<Device>, help_heading = "Engine")]
+    pub device: Option<Device>,
+    /// Number type of weights and activations: auto, bf16, f16 or f32; auto is bf16 on a GPU and f32 on a CPU [default: auto].
+    #[arg(long, value_parser = from_name::<Dtype>, help_heading = "Engine")]
+    pub dtype: Option<Dtype>,
+    /// Quantise weights while they are loaded: none, int8 or int4; a checkpoint that is quantised is run as it is [default: none].
+    #[arg(long, value_parser = from_name::<Quantization>, help_heading = "Engine")]
+    pub quantization: Option<Quantization>,
+    /// Longest sequence, prompt and answer together, in tokens [default: the model's own].
+    #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
+    pub max_model_len: Option<u32>,
+    /// Most sequences that run at once, or inputs in a batch of an encoder [default: 256, on a CPU 32; encoders 1024, on a CPU 256].
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub max_sequences: Option<u32>,
+    /// Most tokens in one step [default: 8192, on a CPU 1024; encoders 16384, on a CPU 1024].
+    #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
+    pub max_batched_tokens: Option<u32>,
+    /// Share of a GPU's memory that may be used where --kv-cache-bytes is not given [default: 0.90].
+    #[arg(long, value_name = "SHARE", help_heading = "Engine")]
+    pub gpu_memory_utilization: Option<f64>,
+    /// Threads of libtorch on a CPU [default: the CPUs that this process may use].
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub threads: Option<u32>,
+    /// Bytes of the KV cache [default: what weights and activations leave of a GPU's share; on a CPU as much as --max-sequences
+    /// sequences of --max-model-len tokens take, at most 4 GiB].
+    #[arg(long, value_name = "BYTES", help_heading = "KV cache")]
+    pub kv_cache_bytes: Option<u64>,
+    /// Tokens in a KV block: 16, 32 or 64 [default: 16].
+    #[arg(long, value_name = "TOKENS", help_heading = "KV cache")]
+    pub block_tokens: Option<u32>,
+    /// Share the KV blocks of common prefixes between requests [default: true].
+    #[arg(long, value_name = "BOOL", help_heading = "KV cache")]
+    pub prefix_sharing: Option<bool>,
+    /// Bytes of main memory for KV blocks that the cache itself had to give up [default: no such tier].
+    #[arg(long, value_name = "BYTES", help_heading = "KV cache")]
+    pub host_tier_bytes: Option<u64>,
+    /// Folder for KV blocks that main memory had to give up; it survives a restart [default: no such tier].
+    #[arg(long, value_name = "DIR", requires = "disk_tier_bytes", help_heading = "KV cache")]
+    pub disk_tier: Option<PathBuf>,
+    /// Most bytes in that folder.
+    #[arg(long, value_name = "BYTES", requires = "disk_tier", help_heading = "KV cache")]
+    pub disk_tier_bytes: Option<u64>,
+    /// Guess as many tokens ahead at once as this, 1 to 32, by what followed the last ones before or by --draft-model
+    /// [default: no guessing].
+    #[arg(long, value_name = "TOKENS", help_heading = "Guessing ahead")]
+    pub speculative_tokens: Option<u32>,
+    /// A smaller model with the same vocabulary that guesses ahead [default: none].
+    #[arg(long, value_name = "DIR_OR_URI", requires = "speculative_tokens", help_heading = "Guessing ahead")]
+    pub draft_model: Option<String>,
+    /// Requests that may wait for the engine; more are answered 429 [default: 1024].
+    #[arg(long, value_name = "N", help_heading = "Server")]
+    pub max_queued_requests: Option<u32>,
+    /// Seconds after SIGTERM in which requests are still taken, while load balancers learn that this pod is leaving [default: 0].
+    #[arg(long, value_name = "SECONDS", help_heading = "Server")]
+    pub drain_delay_seconds: Option<u64>,
+    /// Seconds after that until streams that have not finished are cut [default: 290].
+    #[arg(long, value_name = "SECONDS", help_heading = "Server")]
+    pub drain_seconds: Option<u64>,
+    /// Sent with every answer as x-fairlead-revision [default: none].
+    #[arg(long, env = "FAIRLEAD_REVISION", help_heading = "Server")]
+    pub revision: Option<String>,
 }
 
 /// Settings of `fetch`.
 #[derive(Debug, Args)]
 pub struct FetchArgs {
-    /// hf://org/name@revision, or a folder, which is only checked.
+    /// hf://org/name@revision, or a folder, which is only read.
     #[arg(long, value_name = "URI")]
     pub model: String,
-    /// Folder to fetch into.
+    /// Folder to fetch into; a model in a folder stays where it is, and needs none.
     #[arg(long, value_name = "DIR")]
-    pub dir: PathBuf,
+    pub dir: Option<PathBuf>,
     /// `sha256:…` that the files must have.
     #[arg(long)]
     pub digest: Option<String>,
@@ -221,7 +239,7 @@ impl ServeArgs {
                 kv_cache: KvCacheConfig::default(),
                 adapters: Vec::new(),
                 speculation: None,
-                server: ServerConfig::default(),
+                server: ServerConfig { listen: LISTEN_BY_HAND.to_owned(), ..ServerConfig::default() },
             },
         };
         set(&mut merged.task, task);
@@ -265,14 +283,7 @@ impl ServeArgs {
         if merged.served_model_names.is_empty() {
             merged.served_model_names.push(default_name(&merged.model.uri));
         }
-        if let Some(share) = merged.engine.gpu_memory_utilization.filter(|it| !(*it > 0.0 && *it <= 1.0)) {
-            return Err(ConfigError(format!(
-                "engine.gpuMemoryUtilization is {share}, it must be above 0 and at most 1"
-            )));
-        }
-        if merged.server.max_queued_requests == 0 {
-            return Err(ConfigError("server.maxQueuedRequests is 0, it must be at least 1".to_owned()));
-        }
+        check(&merged)?;
         Ok(merged)
     }
 }
@@ -384,7 +395,8 @@ mod tests {
 
     #[test]
     fn wrong_settings_are_named() {
-        assert!(parse(&[]).unwrap_err().contains("--config"));
+        let neither = parse(&[]).unwrap_err();
+        assert!(neither.contains("--model") && neither.contains("--config"), "{neither}");
         assert!(parse(&["--model", "m", "--dtype", "f8"]).unwrap_err().contains("--dtype"));
         assert!(
             parse(&["--model", "m", "--max-queued-requests", "0"]).unwrap_err().contains("maxQueuedRequests")
@@ -406,5 +418,97 @@ mod tests {
         let error = parse(&["--config", path.to_str().unwrap()]).unwrap_err();
         assert!(error.contains("engin") && error.contains("line 1"), "{error}");
         assert!(parse(&["--config", "/nowhere/x.json"]).unwrap_err().contains("/nowhere/x.json"));
+    }
+
+    #[test]
+    fn by_hand_only_this_machine_is_served_and_in_a_cluster_all_are() {
+        assert_eq!(parse(&["--model", "m"]).unwrap().server.listen, "127.0.0.1:8000");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        // As the operator writes it, and with nothing said of the server.
+        let server = serde_json::to_string(&ServerConfig::default()).unwrap();
+        for rest in [format!(r#", "server": {server}"#), String::new()] {
+            let text = format!(r#"{{"servedModelNames": ["a"], "model": {{"uri": "file:///m"}}{rest}}}"#);
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(parse(&["--config", path.to_str().unwrap()]).unwrap().server.listen, "0.0.0.0:8000");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused_from_flags_and_from_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        for (flag, field, value, wanted) in [
+            ("--speculative-tokens", "speculation.tokens", "0", "1 to 32"),
+            ("--speculative-tokens", "speculation.tokens", "33", "1 to 32"),
+            ("--max-batched-tokens", "engine.maxBatchedTokens", "0", "1 to 16777216"),
+            ("--max-sequences", "engine.maxSequences", "0", "1 to 65536"),
+            ("--max-sequences", "engine.maxSequences", "1000000000", "1 to 65536"),
+            ("--max-model-len", "engine.maxModelLen", "0", "1 to 16777216"),
+            ("--threads", "engine.threads", "0", "1 to 1024"),
+            ("--block-tokens", "engine.blockTokens", "24", "16, 32 or 64"),
+            ("--max-queued-requests", "server.maxQueuedRequests", "0", "1 to 1000000"),
+            ("--gpu-memory-utilization", "engine.gpuMemoryUtilization", "1.5", "above 0 and at most 1"),
+        ] {
+            let wanted = format!("{field} ({flag}) is {value}; it must be {wanted}");
+            assert_eq!(parse(&["--model", "m", flag, value]).unwrap_err(), wanted);
+            let (part, name) = field.split_once('.').unwrap();
+            let text = match part {
+                "speculation" => format!(r#""method": "draftModel", "uri": "d", "{name}": {value}"#),
+                "server" => format!(r#""listen": "0.0.0.0:8000", "drainSeconds": 1, "{name}": {value}"#),
+                _ => format!(r#""{name}": {value}"#),
+            };
+            let text =
+                format!(r#"{{"servedModelNames": ["a"], "model": {{"uri": "m"}}, "{part}": {{{text}}}}}"#);
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(parse(&["--config", path.to_str().unwrap()]).unwrap_err(), wanted);
+        }
+        for (flags, field) in [
+            (["--listen", "foo"], "server.listen (--listen) is foo; it must be HOST:PORT"),
+            (["--listen", "127.0.0.1:80000"], "server.listen (--listen)"),
+            (["--admin-listen", ":8000"], "server.adminListen (--admin-listen)"),
+        ] {
+            let error = parse(&[&["--model", "m"], &flags[..]].concat()).unwrap_err();
+            assert!(error.starts_with(field), "{error}");
+        }
+        for listen in ["localhost:0", "[::1]:8000"] {
+            parse(&["--model", "m", "--listen", listen]).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_help_tells_the_defaults_that_are_used() {
+        use clap::CommandFactory;
+        use fairlead_inference_config::{BatchLimits, DEFAULT_GPU_MEMORY_UTILIZATION};
+
+        let server = ServerConfig::default();
+        let of = |pick: fn(BatchLimits) -> u32| {
+            let both = |task| (pick(BatchLimits::on_gpu(task)), pick(BatchLimits::on_cpu(task)));
+            let ((gpu, cpu), (encoder, encoder_on_cpu)) = (both(Task::Generate), both(Task::Embed));
+            format!("{gpu}, on a CPU {cpu}; encoders {encoder}, on a CPU {encoder_on_cpu}")
+        };
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        for (flag, default) in [
+            ("listen", format!("{LISTEN_BY_HAND}; with --config {}", server.listen)),
+            ("max-queued-requests", server.max_queued_requests.to_string()),
+            ("drain-delay-seconds", server.drain_delay_seconds.to_string()),
+            ("drain-seconds", server.drain_seconds.to_string()),
+            ("prefix-sharing", KvCacheConfig::default().prefix_sharing.to_string()),
+            ("gpu-memory-utilization", format!("{DEFAULT_GPU_MEMORY_UTILIZATION:.2}")),
+            ("max-sequences", of(|limits| limits.sequences)),
+            ("max-batched-tokens", of(|limits| limits.tokens)),
+        ] {
+            let arg = serve.get_arguments().find(|arg| arg.get_long() == Some(flag)).unwrap();
+            let help = arg.get_help().unwrap().to_string();
+            assert!(help.contains(&format!("[default: {default}]")), "--{flag}: {help}");
+        }
+        // Whatever can be left out says what is then.
+        for arg in serve.get_arguments().filter(|arg| arg.get_id() != "help") {
+            let (flag, help) = (arg.get_long().unwrap(), arg.get_help().unwrap().to_string());
+            let told = help.contains("[default: ")
+                || ["model", "config", "digest", "adapter", "disk-tier-bytes"].contains(&flag);
+            assert!(told, "--{flag}: {help}");
+        }
     }
 }

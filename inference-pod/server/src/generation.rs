@@ -8,7 +8,7 @@ use fairlead_engine::engine::{Event, Failure, SubmitError};
 use fairlead_engine::sampling::SamplingOptions;
 use fairlead_engine::scheduler::Refusal;
 use fairlead_engine::sequence::{AdapterKey, Constraint, GenerationRequest, GivenUp, PromptLogprob};
-use fairlead_openai::{ApiError, FinishReason, GenerationOptions};
+use fairlead_openai::{ApiError, FinishReason, GenerationOptions, Usage};
 use tokio::sync::mpsc;
 
 use crate::answer_text::{AnswerText, TextOptions};
@@ -26,6 +26,10 @@ pub struct Timing {
     /// When it is given up, where the client says so.
     pub deadline: Option<Instant>,
 }
+
+/// Log-probabilities of tokens and their alternatives that an answer in one piece may have, all prompts and choices together: some
+/// hundreds of mebibytes while it is written down.
+pub const MOST_REPORTED: usize = 2_000_000;
 
 /// A prompt and how to go on from it.
 pub struct TextRequest<'a> {
@@ -47,6 +51,8 @@ pub struct TextRequest<'a> {
     pub special_tokens: bool,
     /// LoRA adapter that answers.
     pub adapter: Option<AdapterKey>,
+    /// Share of [`MOST_REPORTED`] that this prompt has, where all that is reported is gathered before it is sent.
+    pub most_reported: Option<usize>,
     /// What form the answer must have.
     pub constraint: Option<Box<dyn Constraint>>,
     /// When the request came in and when it is given up.
@@ -62,6 +68,28 @@ pub enum Output {
     Piece(Piece),
 }
 
+/// The request's fields that are to blame where prompt and answer do not fit.
+#[derive(Clone, Copy, Debug)]
+struct LengthFields {
+    prompt: &'static str,
+    max_tokens: &'static str,
+}
+
+impl LengthFields {
+    fn of(request: &TextRequest<'_>) -> Self {
+        Self { prompt: request.param, max_tokens: request.options.max_tokens_field() }
+    }
+
+    /// 400: the prompt's field where it does not fit by itself, or else the answer's.
+    fn too_long(self, prompt: usize, asked: u32, most: u32) -> ApiError {
+        if prompt >= most as usize {
+            ApiError::prompt_too_long(self.prompt, prompt, most)
+        } else {
+            ApiError::answer_too_long(self.max_tokens, asked, prompt, most)
+        }
+    }
+}
+
 /// A prompt on its way.
 pub struct Generation {
     events: mpsc::Receiver<Event>,
@@ -69,8 +97,11 @@ pub struct Generation {
     measure: Measure,
     /// Tokens of the answer that were there before.
     resumed: u64,
-    param: &'static str,
+    /// Tokens of the prompt that were in the cache.
+    cached: u64,
+    fields: LengthFields,
     given_up: GivenUp,
+    reportable: Reportable,
     ended: bool,
 }
 
@@ -81,9 +112,8 @@ impl Generation {
     /// 400 where it cannot fit, 429 where too many wait, 503 where the engine has stopped.
     pub fn start(model: &Model, metrics: &Metrics, request: TextRequest<'_>) -> Result<Self, ApiError> {
         let max_new_tokens = check(model, &request)?;
-        let TextRequest {
-            prompt, param, options, logprobs, continues_prompt, special_tokens, timing, ..
-        } = request;
+        let fields = LengthFields::of(&request);
+        let TextRequest { prompt, options, logprobs, continues_prompt, special_tokens, timing, .. } = request;
         let how = TextOptions {
             options,
             logprobs: logprobs.is_some(),
@@ -130,8 +160,10 @@ impl Generation {
             answers,
             measure: Measure::new(metrics.clone(), prompt_tokens, max_new_tokens, choices, timing.arrived),
             resumed: options.resume_token_ids.len() as u64,
-            param,
+            cached: 0,
+            fields,
             given_up,
+            reportable: Reportable(request.most_reported),
             ended: false,
         })
     }
@@ -139,6 +171,11 @@ impl Generation {
     /// Tokens of the prompt.
     pub fn prompt_tokens(&self) -> u64 {
         self.measure.prompt_tokens()
+    }
+
+    /// Tokens read, those of them that were in the cache, and tokens written so far.
+    pub fn usage(&self) -> Usage {
+        Usage::new(self.prompt_tokens(), self.generated()).with_cached(self.cached)
     }
 
     /// Tokens of all answers so far.
@@ -164,7 +201,7 @@ impl Generation {
         while !self.ended {
             let event = match self.events.recv().await {
                 Some(event) => event,
-                None => Event::Failed(Failure::Dead("it gave no answer".to_owned())),
+                None => Event::Failed(Failure::Dead("it gave the answer up, as nobody read it".to_owned())),
             };
             let output = self.take(event);
             if output.is_err() {
@@ -182,11 +219,16 @@ impl Generation {
     /// What an event adds; `None` when there is nothing to send yet.
     fn take(&mut self, event: Event) -> Result<Option<Output>, ApiError> {
         let piece = match event {
-            Event::Admitted { at, .. } => {
+            Event::Admitted { at, cached_tokens } => {
+                self.cached = u64::from(cached_tokens);
                 self.measure.admitted(at);
                 None
             }
-            Event::PromptLogprobs(logprobs) => return Ok(Some(Output::Prompt(logprobs))),
+            Event::PromptLogprobs(logprobs) => {
+                self.reportable
+                    .take(logprobs.iter().map(|(_, alternatives)| 1 + alternatives.len()).sum())?;
+                return Ok(Some(Output::Prompt(logprobs)));
+            }
             Event::Token { choice, token, end } => {
                 let Some(answer) = self.answers.get_mut(choice as usize) else { return Ok(None) };
                 if answer.has_ended() {
@@ -194,13 +236,14 @@ impl Generation {
                     return Ok(None);
                 }
                 self.measure.token(choice);
+                self.reportable.take(token.logprob.map_or(0, |_| 1 + token.top_logprobs.len()))?;
                 answer.push(token, end).map_err(codec_error)?
             }
             Event::Ended { choice, .. } => {
                 self.measure.scored();
                 self.answers.get_mut(choice as usize).map(AnswerText::end)
             }
-            Event::Failed(failure) => return Err(failure_error(failure, self.param)),
+            Event::Failed(failure) => return Err(failure_error(failure, self.fields)),
         };
         if let Some(Piece { choice, finish: Some(finish), .. }) = &piece {
             let how = if *finish == FinishReason::Length { Finished::Length } else { Finished::Stop };
@@ -217,6 +260,24 @@ impl Generation {
     }
 }
 
+/// Log-probabilities that may still be reported; `None` is any number.
+struct Reportable(Option<usize>);
+
+impl Reportable {
+    fn take(&mut self, count: usize) -> Result<(), ApiError> {
+        let Some(left) = self.0 else { return Ok(()) };
+        let left = left.checked_sub(count).ok_or_else(|| {
+            let message = format!(
+                "logprobs: an answer in one piece may have {MOST_REPORTED} log-probabilities; stream it, or ask for fewer \
+                 alternatives, choices, prompts or tokens"
+            );
+            ApiError::invalid("logprobs", message)
+        })?;
+        self.0 = Some(left);
+        Ok(())
+    }
+}
+
 /// Checks what only the model can tell; returns the most tokens that an answer may have.
 fn check(model: &Model, request: &TextRequest<'_>) -> Result<u32, ApiError> {
     let TextRequest { prompt, param, options, .. } = request;
@@ -224,26 +285,49 @@ fn check(model: &Model, request: &TextRequest<'_>) -> Result<u32, ApiError> {
         return Err(ApiError::invalid(*param, format!("{param} has no tokens; send some text")));
     }
     let resumed = &options.resume_token_ids;
-    let biased: Vec<u32> = options.sampling.logit_bias.iter().map(|(token, _)| *token).collect();
-    for (field, tokens) in [(*param, prompt), ("resume_token_ids", resumed), ("logit_bias", &biased)] {
+    for (field, tokens) in [(*param, prompt), ("resume_token_ids", resumed)] {
         model.check_tokens(field, tokens)?;
     }
+    check_named_tokens(options, model.codec.vocab_size())?;
     let longest = model.engine.max_model_len();
     let room = (longest as usize).saturating_sub(prompt.len()).min(u32::MAX as usize) as u32;
     match options.max_tokens {
-        Some(asked) if asked > room => {
-            Err(ApiError::context_length_exceeded(param, prompt.len(), asked, longest))
-        }
+        // A prompt may fill the model where it is only scored.
+        Some(asked) if asked > room => Err(LengthFields::of(request).too_long(prompt.len(), asked, longest)),
         Some(asked) => Ok(asked),
+        None if room == 0 => Err(ApiError::prompt_too_long(param, prompt.len(), longest)),
+        None if options.min_tokens > room => {
+            Err(ApiError::answer_too_long("min_tokens", options.min_tokens, prompt.len(), longest))
+        }
         None if room as usize <= resumed.len() => {
-            let least = u32::try_from(resumed.len()).unwrap_or(u32::MAX).saturating_add(1);
-            Err(ApiError::context_length_exceeded(param, prompt.len(), least, longest))
+            let message = format!(
+                "resume_token_ids has {} tokens, but after the prompt's {} this model takes {room} more; do not resume it",
+                resumed.len(),
+                prompt.len()
+            );
+            Err(ApiError::invalid("resume_token_ids", message).with_code("context_length_exceeded"))
         }
         None => {
             let wanted = request.default_max_tokens.unwrap_or(room).max(options.min_tokens);
             Ok(wanted.max(resumed.len() as u32 + 1).min(room))
         }
     }
+}
+
+/// Checks the tokens that a request names one by one.
+fn check_named_tokens(options: &GenerationOptions, vocabulary: u32) -> Result<(), ApiError> {
+    let most = vocabulary.saturating_sub(1);
+    if let Some((token, _)) = options.sampling.logit_bias.iter().find(|(token, _)| *token >= vocabulary) {
+        let message = format!("logit_bias.{token} is no token of this model (0 to {most}); leave it out");
+        return Err(ApiError::invalid("logit_bias", message));
+    }
+    let mut stops = options.stop_token_ids.iter().enumerate();
+    if let Some((index, token)) = stops.find(|(_, token)| **token >= vocabulary) {
+        let field = format!("stop_token_ids[{index}]");
+        let message = format!("{field} is {token}, no token of this model (0 to {most}); leave it out");
+        return Err(ApiError::invalid(field, message));
+    }
+    Ok(())
 }
 
 fn sampling(model: &Model, options: &GenerationOptions, logprobs: Option<u32>) -> SamplingOptions {
@@ -266,11 +350,10 @@ fn codec_error(error: CodecError) -> ApiError {
     ApiError::internal(error.to_string())
 }
 
-fn failure_error(failure: Failure, param: &str) -> ApiError {
+fn failure_error(failure: Failure, fields: LengthFields) -> ApiError {
+    let param = fields.prompt;
     match failure {
-        Failure::Refused(Refusal::TooLong { prompt, new, most }) => {
-            ApiError::context_length_exceeded(param, prompt, new, most)
-        }
+        Failure::Refused(Refusal::TooLong { prompt, new, most }) => fields.too_long(prompt, new, most),
         Failure::Refused(Refusal::Draining) => {
             ApiError::unavailable("draining", "this server is shutting down; send the request again", 1)
         }
@@ -287,9 +370,23 @@ fn failure_error(failure: Failure, param: &str) -> ApiError {
             ApiError::invalid("n", refusal.to_string())
         }
         Failure::Refused(refusal @ Refusal::Continuation(_)) => ApiError::invalid(param, refusal.to_string()),
-        Failure::NonFinite | Failure::OutOfMemory | Failure::Constraint(_) => {
-            ApiError::internal(failure.to_string())
-        }
+        // The form is the client's.
+        Failure::Constraint(_) => ApiError::bad_request(failure.to_string()),
+        Failure::NonFinite | Failure::OutOfMemory => ApiError::internal(failure.to_string()),
         Failure::Dead(reason) => engine_dead(&reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_probabilities_are_reported_up_to_the_limit() {
+        let mut some = Reportable(Some(5));
+        assert!(some.take(2).is_ok() && some.take(3).is_ok() && some.take(0).is_ok());
+        let error = some.take(1).unwrap_err();
+        assert_eq!((error.status, error.param.as_deref()), (400, Some("logprobs")));
+        assert!(Reportable(None).take(usize::MAX).is_ok());
     }
 }

@@ -30,14 +30,17 @@ pub fn require_memory(
     if tiers <= left {
         return Ok(());
     }
+    let (field, remedy) = match (settings.host_bytes, settings.largest_host_bytes(left)) {
+        (None, _) => ("kvCache.disk.path", "leave the disk tier out, or give more memory".to_owned()),
+        (Some(_), 0) => ("kvCache.hostBytes", "leave the tiers out, or give more memory".to_owned()),
+        (Some(_), most) => ("kvCache.hostBytes", format!("lower it to {most} or less, or give more memory")),
+    };
     Err(FatalError {
         reason: Reason::DoesNotFit,
         message: format!(
-            "kvCache.hostBytes: the tiers take {tiers} bytes of main memory ({} of them for blocks on their way), but \
-             beside {engine_bytes} bytes of weights, activations and cache only {left} are free; lower it to {} or less, or \
-             give more memory",
+            "{field}: the tiers take {tiers} bytes of main memory ({} of them for blocks on their way), but beside {engine_bytes} \
+             bytes of weights, activations and cache only {left} are free; {remedy}",
             settings.transit_bytes(),
-            left.saturating_sub(settings.transit_bytes())
         ),
     })
 }
@@ -164,6 +167,22 @@ mod tests {
         );
         let error = require_memory(&both, 0, 900 * MIB).unwrap_err().message;
         assert!(error.contains("268435456"), "what is on its way counts: {error}");
+        assert!(error.contains("lower it to 780140544 or less"), "1000 MiB less those 256: {error}");
+        require_memory(&settings(Some(780_140_544), Some(10_000 * MIB)), 0, 900 * MIB).unwrap();
+    }
+
+    #[test]
+    fn where_no_tier_fits_the_remedy_is_none() {
+        let of = |host, disk, budget| require_memory(&settings(host, disk), 0, budget).unwrap_err().message;
+        let absurd = of(Some(u64::MAX), None, 900 * MIB);
+        assert!(absurd.contains("lower it to 780140544 or less"), "{absurd}");
+        let none = of(Some(MIB), Some(10_000 * MIB), 90 * MIB);
+        assert!(none.starts_with("kvCache.hostBytes: ") && none.contains("leave the tiers out"), "{none}");
+        let disk = of(None, Some(10_000 * MIB), 90 * MIB);
+        assert!(
+            disk.starts_with("kvCache.disk.path: ") && disk.contains("leave the disk tier out"),
+            "{disk}"
+        );
     }
 
     #[test]

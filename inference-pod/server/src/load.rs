@@ -12,19 +12,19 @@ use fairlead_engine::backend::Backend;
 use fairlead_engine::engine::{self, EngineHandle, EngineOptions, EngineParts, StartError};
 use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
 use fairlead_inference_config::{
-    AdapterConfig, DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig,
+    AdapterConfig, BatchLimits, DEFAULT_GPU_MEMORY_UTILIZATION, Device, Dtype, EngineConfig, InferenceConfig,
     KvCacheConfig, Quantization, Task,
 };
 use fairlead_model::{
     DeviceKind, DraftInputs, LoadQuantization, ModelError, Plan, PlanInputs, Purpose, Reason, RunDtype, plan,
 };
 
-use crate::cache_size::{self, Measured};
+use crate::cache_size::{self, Measured, Planned};
 use crate::kv_tiers::{require_memory, tier_options};
-use crate::memory::{cpu_budget_bytes, gpu_budget_bytes, with_margin};
+use crate::memory::{cpu_budget_bytes, gpu_budget_bytes, with_margin, without_margin};
 use crate::model_files::ModelFiles;
 use crate::observer::EngineObserver;
-use crate::speculation::{DraftModel, proposer};
+use crate::speculation::{DraftModel, of_draft_model, proposer};
 use crate::startup::Phase;
 use crate::state::{App, Model};
 
@@ -35,8 +35,6 @@ const DEFAULT_BLOCK_TOKENS: u32 = 16;
 const MAX_LOGITS_ROWS: usize = 256;
 /// LoRA adapters at once where the configuration leaves it open.
 const DEFAULT_MAX_ADAPTERS: u32 = 8;
-/// Largest KV cache on a CPU where the configuration leaves it open: memory there is shared with everyone else.
-const DEFAULT_CPU_KV_BYTES: u64 = 4 << 30;
 
 /// Why the program ends with an error: the condition reason and a message with the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -161,14 +159,7 @@ async fn start_engine(
         let device = ComputeDevice::start(device_request(settings.device), Some(threads(&settings)))?;
         app.startup.enter(Phase::SizingCache);
         let sized = size(&settings, &kv_cache, device, &fetched.inspection, draft.as_ref())?;
-        tracing::info!(
-            kv_cache_bytes = sized.kv_cache_bytes,
-            max_model_len = sized.plan.max_model_len,
-            max_sequences = sized.max_sequences,
-            max_batched_tokens = sized.max_batched_tokens,
-            "{}",
-            sized.plan.explanation
-        );
+        sized.cache.log(&settings, &sized.plan, sized.max_sequences, sized.max_batched_tokens);
         app.startup.enter(Phase::Loading);
         let options = LoadOptions {
             device,
@@ -176,7 +167,7 @@ async fn start_engine(
             quantization: load_quantization(settings.quantization),
             block_tokens: sized.plan.block_tokens,
             // The cache proper is made when it is known what is left for it; warming up takes the padding block alone.
-            kv_cache_bytes: 2 * sized.block_bytes,
+            kv_cache_bytes: 2 * sized.cache.block_bytes,
             max_batched_tokens: sized.max_batched_tokens,
             max_sequences: sized.max_sequences,
         };
@@ -185,7 +176,8 @@ async fn start_engine(
         let mut guesser = match &draft {
             Some(draft) => {
                 let options = LoadOptions { quantization: LoadQuantization::None, ..options };
-                Some(TorchBackend::load(draft.folder(), &options, progress)?)
+                let loaded = TorchBackend::load(draft.folder(), &options, progress);
+                Some(loaded.map_err(|error| of_draft_model(error.into()))?)
             }
             None => None,
         };
@@ -196,10 +188,11 @@ async fn start_engine(
         }
         app.startup.enter(Phase::SizingCache);
         let weight_bytes = target.weight_bytes() + guesser.as_ref().map_or(0, TorchBackend::weight_bytes);
-        let measured = measure(&settings, device, weight_bytes, before);
-        let Sized { plan, kv_cache_bytes, least_bytes, block_bytes, .. } = &sized;
-        let kv_cache_bytes =
-            cache_size::kv_cache_bytes(plan, *kv_cache_bytes, *least_bytes, *block_bytes, &measured)?;
+        let Sized { plan, cache, .. } = &sized;
+        let draft_spare_bytes = draft.as_ref().map_or(Ok(0), |draft| draft.spare_bytes(plan))?;
+        let measured = measure(&settings, device, weight_bytes, before, draft_spare_bytes);
+        let Planned { bytes, least_bytes, block_bytes, .. } = *cache;
+        let kv_cache_bytes = cache_size::kv_cache_bytes(plan, bytes, least_bytes, block_bytes, &measured)?;
         let backend: Box<dyn Backend> = match (draft, guesser) {
             (Some(draft), Some(mut guesser)) => {
                 let shared = draft.share_cache(plan, kv_cache_bytes)?;
@@ -212,6 +205,8 @@ async fn start_engine(
                 Box::new(target)
             }
         };
+        let tokens = cache.tokens(kv_cache_bytes, plan.block_tokens);
+        tracing::info!(kv_cache_bytes, kv_cache_tokens = tokens, "the KV cache holds {tokens} tokens");
         let tiers = tier_options(&kv_cache, &fetched.dir, digest.as_deref(), &sized.plan, device.kind())?;
         let options = EngineOptions {
             max_sequences: sized.max_sequences as usize,
@@ -235,6 +230,7 @@ fn measure(
     device: ComputeDevice,
     weight_bytes: u64,
     before: Option<GpuMemory>,
+    draft_spare_bytes: u64,
 ) -> Measured {
     let after = device.gpu_memory();
     let left_bytes = match after {
@@ -254,40 +250,27 @@ fn measure(
         weight_bytes,
         activation_bytes: before.zip(after).map(|(before, after)| before.free.saturating_sub(after.free)),
         left_bytes,
+        draft_spare_bytes,
     }
 }
 
 /// What the engine is built with.
 struct Sized {
     plan: Plan,
-    kv_cache_bytes: u64,
-    /// Bytes of one sequence of full length in the cache, padding block included.
-    least_bytes: u64,
-    /// Bytes of one block, all layers together, a draft model's too.
-    block_bytes: u64,
+    cache: Planned,
     max_sequences: u32,
     max_batched_tokens: u32,
 }
 
-/// Bytes that weights, activations and KV cache may take together; on a CPU what the tiers leave.
-fn memory_budget(
-    settings: &EngineConfig,
-    kv_cache: &KvCacheConfig,
-    device: ComputeDevice,
-) -> Result<u64, FatalError> {
+/// Bytes that weights, activations and KV cache may take together where nobody has set the cache's size.
+fn memory_budget(settings: &EngineConfig, device: ComputeDevice) -> Result<u64, FatalError> {
     let unknown = |whose: &str| FatalError {
         reason: Reason::InvalidSpec,
         message: format!("engine.kvCacheBytes: {whose} does not tell how much memory there is; set it"),
     };
-    match (device.kind(), settings.kv_cache_bytes) {
-        // Whoever sets the cache's size answers for it.
-        (_, Some(_)) => Ok(u64::MAX / 4),
-        (DeviceKind::Cpu, None) => {
-            let whole = cpu_budget_bytes().ok_or_else(|| unknown("this system"))?;
-            require_memory(kv_cache, 0, whole)?;
-            Ok(whole - with_margin(kv_cache.tier_memory_bytes()).min(whole))
-        }
-        (DeviceKind::Gpu, None) => {
+    match device.kind() {
+        DeviceKind::Cpu => cpu_budget_bytes().ok_or_else(|| unknown("this system")),
+        DeviceKind::Gpu => {
             let memory = device.gpu_memory().ok_or_else(|| unknown("the CUDA runtime"))?;
             let share = settings.gpu_memory_utilization.unwrap_or(DEFAULT_GPU_MEMORY_UTILIZATION);
             tracing::info!(free = memory.free, total = memory.total, share, "measured the GPU's memory");
@@ -303,13 +286,23 @@ fn size(
     inspection: &Inspection,
     draft: Option<&DraftModel>,
 ) -> Result<Sized, FatalError> {
-    let budget = memory_budget(settings, kv_cache, device)?;
     let draft = draft.map(DraftModel::plan_inputs).transpose()?;
-    let sized = size_within(settings, device.kind(), inspection, draft, budget)?;
+    let within = |budget| size_within(settings, kv_cache, device.kind(), inspection, draft, budget);
+    let sized = match settings.kv_cache_bytes {
+        // Whoever sets the cache's size answers for it.
+        Some(_) => within(u64::MAX / 4)?,
+        None => {
+            let whole = memory_budget(settings, device)?;
+            match device.kind() {
+                DeviceKind::Gpu => within(whole)?,
+                DeviceKind::Cpu => within_tiers(kv_cache, whole, within)?,
+            }
+        }
+    };
     if let Some(budget) = cpu_budget_bytes() {
         let plan = &sized.plan;
         let in_main_memory = match device.kind() {
-            DeviceKind::Cpu => plan.weight_bytes + plan.activation_reserve_bytes + sized.kv_cache_bytes,
+            DeviceKind::Cpu => plan.weight_bytes + plan.activation_reserve_bytes + sized.cache.bytes,
             DeviceKind::Gpu => 0,
         };
         require_memory(kv_cache, in_main_memory, budget)?;
@@ -317,21 +310,39 @@ fn size(
     Ok(sized)
 }
 
+/// On a CPU the tiers take their part first, but leave what the model needs at the least.
+fn within_tiers(
+    kv_cache: &KvCacheConfig,
+    whole: u64,
+    within: impl Fn(u64) -> Result<Sized, FatalError>,
+) -> Result<Sized, FatalError> {
+    let tiers = kv_cache.tier_memory_bytes();
+    if tiers == 0 {
+        return within(whole);
+    }
+    let Sized { plan, cache, .. } = within(whole)?;
+    let needed = plan.weight_bytes + plan.activation_reserve_bytes + cache.least_bytes;
+    // The same margin as the budget has, so that what is then left of it is as much as the model needs.
+    require_memory(kv_cache, without_margin(needed).saturating_add(200), whole)?;
+    within(whole - with_margin(tiers).min(whole))
+}
+
 fn size_within(
     settings: &EngineConfig,
+    kv_cache: &KvCacheConfig,
     device: DeviceKind,
     inspection: &Inspection,
     draft: Option<DraftInputs<'_>>,
     memory_budget_bytes: u64,
 ) -> Result<Sized, FatalError> {
-    let (sequences, batched) = match device {
-        DeviceKind::Cpu => (64, 512),
-        DeviceKind::Gpu => (256, 8192),
+    let limits = match device {
+        DeviceKind::Cpu => BatchLimits::on_cpu(Task::Generate),
+        DeviceKind::Gpu => BatchLimits::on_gpu(Task::Generate),
     };
-    let max_sequences = settings.max_sequences.unwrap_or(sequences);
+    let max_sequences = settings.max_sequences.unwrap_or(limits.sequences);
     // A step must hold one token of each sequence that runs and some of one that is being read.
     let max_batched_tokens =
-        settings.max_batched_tokens.unwrap_or(batched).max(max_sequences.saturating_add(1));
+        settings.max_batched_tokens.unwrap_or(limits.tokens).max(max_sequences.saturating_add(1));
     let config = inspection.config.decoder()?;
     let plan = plan(&PlanInputs {
         config,
@@ -347,28 +358,8 @@ fn size_within(
         draft,
     })?;
     plan.require_fit()?;
-    let block_bytes = plan.kv_bytes_per_token * u64::from(plan.block_tokens);
-    let blocks_of_one = u64::from(plan.max_model_len.div_ceil(plan.block_tokens));
-    // More than every sequence at full length can use is never needed. One block is for padding.
-    let most = (blocks_of_one.saturating_mul(u64::from(max_sequences)).saturating_add(1))
-        .saturating_mul(block_bytes);
-    let least = (blocks_of_one + 1) * block_bytes;
-    let kv_cache_bytes = match settings.kv_cache_bytes {
-        Some(bytes) => bytes.min(most),
-        None if device == DeviceKind::Gpu => plan.kv_cache_bytes.min(most),
-        None => plan.kv_cache_bytes.min(most).min(DEFAULT_CPU_KV_BYTES.max(least)),
-    };
-    if kv_cache_bytes < least {
-        return Err(FatalError {
-            reason: Reason::DoesNotFit,
-            message: format!(
-                "engine.kvCacheBytes: {kv_cache_bytes} bytes do not hold one sequence of {} tokens, which takes {least}; raise \
-                 it, or lower engine.maxModelLen",
-                plan.max_model_len
-            ),
-        });
-    }
-    Ok(Sized { plan, kv_cache_bytes, least_bytes: least, block_bytes, max_sequences, max_batched_tokens })
+    let cache = cache_size::planned(settings, &plan, device, max_sequences, kv_cache.prefix_sharing)?;
+    Ok(Sized { plan, cache, max_sequences, max_batched_tokens })
 }
 
 /// CPUs that this process may use, its container's quota included: libtorch itself would count the machine's.
@@ -428,33 +419,68 @@ mod tests {
         }
     }
 
+    fn decoder(settings: &EngineConfig, device: DeviceKind, budget: u64) -> Result<Sized, FatalError> {
+        size_within(settings, &KvCacheConfig::default(), device, &inspection(), None, budget)
+    }
+
+    #[test]
+    fn a_cpu_has_the_defaults_of_a_cluster() {
+        let sized = decoder(&EngineConfig::default(), DeviceKind::Cpu, 200 * GIB).unwrap();
+        assert_eq!((sized.max_sequences, sized.max_batched_tokens), (32, 1024));
+        assert_eq!(sized.cache.bytes, 4 * GIB);
+    }
+
+    #[test]
+    fn what_the_operator_planned_is_kept() {
+        // As the operator does on a CPU: the plan's bytes are the setting.
+        let planned = decoder(&EngineConfig::default(), DeviceKind::Cpu, 200 * GIB).unwrap().plan;
+        let settings =
+            EngineConfig { kv_cache_bytes: Some(planned.kv_cache_bytes), ..EngineConfig::default() };
+        let sized = decoder(&settings, DeviceKind::Cpu, u64::MAX / 4).unwrap();
+        assert_eq!(sized.cache.bytes, planned.kv_cache_bytes);
+        assert_eq!(sized.cache.tokens(sized.cache.bytes, planned.block_tokens), planned.max_cached_tokens);
+        assert!(planned.max_cached_tokens > 32 * 8192, "more than all sequences at full length");
+    }
+
+    #[test]
+    fn tiers_leave_what_the_model_needs() {
+        let within = |budget| decoder(&EngineConfig::default(), DeviceKind::Cpu, budget);
+        let absurd = KvCacheConfig { host_bytes: Some(1 << 60), ..KvCacheConfig::default() };
+        let error = within_tiers(&absurd, 90 * GIB, within).err().unwrap().message;
+        let (_, rest) = error.split_once("lower it to ").unwrap();
+        let host: u64 = rest.split(' ').next().unwrap().parse().unwrap();
+        assert!(host > 20 * GIB && host < 90 * GIB, "{error}");
+        let most = KvCacheConfig { host_bytes: Some(host), ..absurd.clone() };
+        let sized = within_tiers(&most, 90 * GIB, within).unwrap();
+        assert!(sized.cache.bytes >= sized.cache.least_bytes);
+        let more = KvCacheConfig { host_bytes: Some(host + 1), ..absurd };
+        assert!(within_tiers(&more, 90 * GIB, within).is_err());
+    }
+
     #[test]
     fn a_gpu_without_settings_uses_its_share_of_what_is_there() {
         let budget = gpu_budget_bytes(79 * GIB, 80 * GIB, DEFAULT_GPU_MEMORY_UTILIZATION);
         assert_eq!(budget, 72 * GIB);
-        let sized =
-            size_within(&EngineConfig::default(), DeviceKind::Gpu, &inspection(), None, budget).unwrap();
+        let sized = decoder(&EngineConfig::default(), DeviceKind::Gpu, budget).unwrap();
         assert_eq!((sized.max_sequences, sized.max_batched_tokens), (256, 8192));
         // The cache takes all that weights and activations leave, not the cautious default of a CPU.
-        assert!(sized.kv_cache_bytes > 50 * GIB, "{}", sized.kv_cache_bytes);
-        assert!(sized.kv_cache_bytes + 2 * 8_030_261_248 < budget);
-        assert_eq!(sized.kv_cache_bytes, sized.plan.kv_cache_bytes);
+        assert!(sized.cache.bytes > 50 * GIB, "{}", sized.cache.bytes);
+        assert!(sized.cache.bytes + 2 * 8_030_261_248 < budget);
+        assert_eq!(sized.cache.bytes, sized.plan.kv_cache_bytes);
     }
 
     #[test]
     fn a_gpu_that_others_fill_is_refused_before_anything_is_loaded() {
         let budget = gpu_budget_bytes(10 * GIB, 80 * GIB, DEFAULT_GPU_MEMORY_UTILIZATION);
         assert_eq!(budget, 10 * GIB, "no more than is free");
-        let error = size_within(&EngineConfig::default(), DeviceKind::Gpu, &inspection(), None, budget)
-            .err()
-            .unwrap();
+        let error = decoder(&EngineConfig::default(), DeviceKind::Gpu, budget).err().unwrap();
         assert_eq!(error.reason, Reason::DoesNotFit);
     }
 
     #[test]
     fn a_cache_that_was_sized_by_others_is_taken_as_it_is() {
         let settings = EngineConfig { kv_cache_bytes: Some(GIB + (1 << 28)), ..EngineConfig::default() };
-        let sized = size_within(&settings, DeviceKind::Gpu, &inspection(), None, u64::MAX / 4).unwrap();
-        assert_eq!(sized.kv_cache_bytes, GIB + (1 << 28));
+        let sized = decoder(&settings, DeviceKind::Gpu, u64::MAX / 4).unwrap();
+        assert_eq!(sized.cache.bytes, GIB + (1 << 28));
     }
 }

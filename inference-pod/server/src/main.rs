@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use clap::Parser;
 use fairlead_fetch::{FetchOptions, Hub, Progress, SourceUri, fetch, inspect};
-use fairlead_inference::config::{Cli, Command, ConfigError, FetchArgs, InspectArgs, LogFormat, ServeArgs};
+use fairlead_inference::config::{
+    Cli, Command, ConfigError, FetchArgs, InspectArgs, LogFormat, ServeArgs, fields,
+};
 use fairlead_inference::load::FatalError;
 use fairlead_inference::openmp;
 use fairlead_inference::serve::serve;
@@ -52,18 +54,40 @@ fn run(command: Command, termination_log: &Path) -> Result<(), FatalError> {
 }
 
 async fn run_serve(arguments: ServeArgs) -> Result<(), FatalError> {
-    serve(arguments.into_config().map_err(wrong_setting)?).await
+    // Who gave no file set everything by flags; in a cluster the ModelDeployment's fields are what can be changed.
+    let by_hand = arguments.config.is_none();
+    let served = serve(arguments.into_config().map_err(wrong_setting)?).await;
+    served.map_err(|error| if by_hand { with_flags(error) } else { error })
+}
+
+fn with_flags(error: FatalError) -> FatalError {
+    FatalError { message: fields::with_flags(&error.message), ..error }
 }
 
 async fn run_fetch(arguments: FetchArgs) -> Result<(), FatalError> {
-    let source = SourceUri::parse_or_folder(&arguments.model)?;
+    let source = SourceUri::parse_or_folder(&arguments.model).map_err(|error| with_flags(error.into()))?;
     let progress = Arc::new(|Progress { bytes_done, bytes_total }: Progress| {
         tracing::debug!(bytes_done, bytes_total, "fetching");
     });
-    let options =
-        FetchOptions { digest: arguments.digest, progress: Some(progress), ..FetchOptions::default() };
-    let fetched = fetch(&source, &Hub::from_env()?, &arguments.dir, &options).await?;
-    tracing::info!(dir = %fetched.dir.display(), digest = fetched.digest, "the model is complete");
+    let options = FetchOptions {
+        digest: arguments.digest,
+        tell_digest: true,
+        progress: Some(progress),
+        ..FetchOptions::default()
+    };
+    // A folder is used where it is.
+    let dir = match (arguments.dir, &source) {
+        (Some(dir), _) => dir,
+        (None, SourceUri::Folder { path }) => path.clone(),
+        (None, _) => {
+            let message = "--dir is missing: it names the folder to fetch into".to_owned();
+            return Err(FatalError { reason: Reason::InvalidSpec, message });
+        }
+    };
+    let fetched =
+        fetch(&source, &Hub::from_env()?, &dir, &options).await.map_err(|error| with_flags(error.into()))?;
+    tracing::info!(dir = %fetched.dir.display(), "the model is complete");
+    println!("{}", fetched.digest.unwrap_or_default());
     Ok(())
 }
 

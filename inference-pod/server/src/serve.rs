@@ -1,5 +1,6 @@
 //! The life of a serving process: listen, bring the model up, answer, drain.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,9 +95,14 @@ pub async fn serve(config: InferenceConfig) -> Result<(), FatalError> {
 }
 
 async fn bind(setting: &str, address: &str) -> Result<TcpListener, FatalError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| FatalError::pod(format!("{setting}: cannot listen on {address}: {error}")))
+    TcpListener::bind(address).await.map_err(|error| {
+        let remedy = match error.kind() {
+            ErrorKind::AddrInUse => "another program listens there; choose another port",
+            ErrorKind::PermissionDenied => "choose a port above 1023",
+            _ => "it must be HOST:PORT with an address of this machine, such as 127.0.0.1:8000",
+        };
+        FatalError::pod(format!("{setting}: cannot listen on {address}: {error}; {remedy}"))
+    })
 }
 
 /// Not ready any more, but still answering: load balancers need a moment to learn of it. A second signal cuts it short.

@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use fairlead_backend_torch::TorchBackend;
 use fairlead_engine::proposer::Proposer;
 use fairlead_engine::speculation::{DraftedBackend, NGramProposer, NGramSettings, spare_blocks};
-use fairlead_fetch::{FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
+use fairlead_fetch::{FetchError, FetchOptions, FetchedModel, Hub, Inspection, SourceUri, fetch};
 use fairlead_inference_config::{InferenceConfig, SpeculationConfig};
 use fairlead_model::plan::kv_bytes_per_token;
 use fairlead_model::{DraftInputs, Plan, Reason};
 
 use crate::load::{FatalError, default_cache_dir};
 use crate::tokenizer::TOKENIZER_FILE;
+
+/// The setting that names the draft model.
+const FIELD: &str = "speculation.uri";
 
 /// What guesses from a sequence's own tokens, where the settings ask for that.
 pub fn proposer(settings: Option<&SpeculationConfig>, max_sequences: usize) -> Option<Box<dyn Proposer>> {
@@ -53,10 +56,15 @@ impl DraftModel {
         let Some(SpeculationConfig::DraftModel { tokens, uri }) = &config.speculation else {
             return Ok(None);
         };
-        let source = SourceUri::parse_or_folder(uri)?;
-        let folder =
-            config.model.cache_dir.clone().unwrap_or_else(default_cache_dir).join(source.cache_name());
-        let fetched = fetch(&source, &Hub::from_env()?, &folder, &FetchOptions::default()).await?;
+        let cache_dir = config.model.cache_dir.clone().unwrap_or_else(default_cache_dir);
+        let fetched = fetch_draft(uri, &cache_dir).await.map_err(|error| of_draft_model(error.into()))?;
+        let Inspection { config: shape, .. } = &fetched.inspection;
+        if shape.decoder().is_err() {
+            return Err(invalid(format!(
+                "the draft model is a {}, which does not continue text; take a draft model of the model's family",
+                shape.architecture()
+            )));
+        }
         check_vocabulary(target, &fetched)?;
         Ok(Some(Self { fetched, tokens: *tokens as usize }))
     }
@@ -76,18 +84,32 @@ impl DraftModel {
         Ok(DraftInputs { config: config.decoder()?, weights, tokens })
     }
 
+    /// Bytes of one of its blocks.
+    fn block_bytes(&self, plan: &Plan) -> Result<u64, FatalError> {
+        let config = self.fetched.inspection.config.decoder()?;
+        Ok(kv_bytes_per_token(config, plan.dtype) * u64::from(plan.block_tokens))
+    }
+
+    /// Bytes of its spare blocks, for tokens that are only guessed. They come on top of the cache that is parted.
+    ///
+    /// # Errors
+    /// [`FatalError`] where it is no decoder.
+    pub fn spare_bytes(&self, plan: &Plan) -> Result<u64, FatalError> {
+        Ok(u64::from(spare_blocks(self.tokens, plan.block_tokens)) * self.block_bytes(plan)?)
+    }
+
     /// Parts the cache between both models: the same blocks for both, and the draft model's spare ones, which the plan counts
     /// among the activations.
     ///
     /// # Errors
     /// [`FatalError`] where it is no decoder.
     pub fn share_cache(&self, plan: &Plan, kv_cache_bytes: u64) -> Result<SharedCache, FatalError> {
-        let block_tokens = u64::from(plan.block_tokens);
-        let blocks = kv_cache_bytes / (plan.kv_bytes_per_token * block_tokens).max(1);
-        let theirs = kv_bytes_per_token(self.fetched.inspection.config.decoder()?, plan.dtype) * block_tokens;
-        let ours = plan.kv_bytes_per_token * block_tokens - theirs;
-        let spare = u64::from(spare_blocks(self.tokens, plan.block_tokens));
-        Ok(SharedCache { target_bytes: blocks * ours, draft_bytes: (blocks + spare) * theirs })
+        let both = plan.kv_bytes_per_token * u64::from(plan.block_tokens);
+        let (blocks, theirs) = (kv_cache_bytes / both.max(1), self.block_bytes(plan)?);
+        Ok(SharedCache {
+            target_bytes: blocks * (both - theirs),
+            draft_bytes: blocks * theirs + self.spare_bytes(plan)?,
+        })
     }
 
     /// Makes one backend of both models.
@@ -103,8 +125,20 @@ impl DraftModel {
     }
 }
 
+async fn fetch_draft(uri: &str, cache_dir: &Path) -> Result<FetchedModel, FetchError> {
+    let source = SourceUri::parse_or_folder(uri)?;
+    fetch(&source, &Hub::from_env()?, &cache_dir.join(source.cache_name()), &FetchOptions::default()).await
+}
+
+/// An error that says which of the two models it is about: what fetches and loads speaks of the one that is served.
+pub fn of_draft_model(error: FatalError) -> FatalError {
+    let message = error.message.strip_prefix("model.uri: ").unwrap_or(&error.message);
+    let message = format!("{FIELD}: the draft model: {}", message.replace("model.uri", FIELD));
+    FatalError { message, ..error }
+}
+
 fn invalid(problem: String) -> FatalError {
-    FatalError { reason: Reason::InvalidSpec, message: format!("speculation.uri: {problem}") }
+    FatalError { reason: Reason::InvalidSpec, message: format!("{FIELD}: {problem}") }
 }
 
 /// Guesses are numbers of tokens, so both models must mean the same by them.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderValue;
 use fairlead_engine::engine::EngineHandle;
@@ -12,15 +12,20 @@ use fairlead_inference_config::Task;
 use fairlead_model::GenerationDefaults;
 use fairlead_openai::ApiError;
 use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
 
 use crate::adapters::Adapters;
 use crate::chat_template::ChatTemplate;
 use crate::drain::{Drain, InFlight};
 use crate::encoding::EncoderModel;
+use crate::http::request_body::BodyMemory;
 use crate::metrics::Metrics;
 use crate::startup::{Phase, Startup};
 use crate::tokenizer::TextCodec;
 use crate::traces::Traces;
+
+/// Memory for bodies that have come and are not read yet: a few of the largest, thousands of the usual.
+const BODY_BYTES: usize = 128 << 20;
 
 /// A loaded model and everything around it that handlers need.
 pub struct Model {
@@ -61,6 +66,8 @@ pub struct App {
     model: OnceLock<Arc<Model>>,
     encoder: OnceLock<Arc<EncoderModel>>,
     large: Arc<Semaphore>,
+    /// Memory for request bodies.
+    pub bodies: BodyMemory,
 }
 
 /// Requests of this size and more are read on threads of their own, so that nobody's stream waits for them…
@@ -129,6 +136,7 @@ impl App {
             model: OnceLock::new(),
             encoder: OnceLock::new(),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+            bodies: BodyMemory::new(BODY_BYTES),
         })
     }
 
@@ -162,6 +170,17 @@ impl App {
     pub fn dead(&self) -> Option<&str> {
         let encoder = || self.encoder.get().and_then(|encoder| encoder.engine.dead());
         self.model.get().and_then(|model| model.engine.dead()).or_else(encoder)
+    }
+
+    /// Requests that have not been admitted yet, those included that the engine's thread has not seen.
+    pub fn queued(&self) -> usize {
+        self.model.get().map_or(0, |model| model.engine.queued())
+    }
+
+    /// How long the backend has been at the step that it runs, if that is longer than `most`: a kernel that never ends, or threads
+    /// that wait for one another.
+    pub fn step_longer_than(&self, most: Duration) -> Option<Duration> {
+        self.model.get()?.engine.step_age().filter(|age| *age > most)
     }
 
     /// Lets the thread that owns the tensors finish what it has, and ends it.
@@ -215,17 +234,26 @@ impl App {
     /// Reads a request of `bytes` bytes: at once, or, where it is large, away from the threads that carry the streams.
     ///
     /// # Errors
-    /// What `read` says.
+    /// What `read` says, or 504 where its turn has not come before the deadline.
     pub async fn read_request<T: Send + 'static>(
         &self,
         bytes: usize,
+        deadline: Option<Instant>,
         read: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         if bytes < LARGE_REQUEST {
             return read();
         }
         // Never closed, so this waits for its turn and nothing else.
-        let turn = Arc::clone(&self.large).acquire_owned().await;
+        let turn = Arc::clone(&self.large).acquire_owned();
+        let turn = match deadline {
+            None => turn.await,
+            Some(deadline) => timeout_at(deadline.into(), turn).await.map_err(|_| {
+                ApiError::deadline_passed(
+                    "the time that x-request-timeout-ms allows has passed while other large requests were read; allow more",
+                )
+            })?,
+        };
         let reading = tokio::task::spawn_blocking(move || {
             // Held to the end even when the client goes away meanwhile.
             let _turn = turn;

@@ -113,7 +113,11 @@ async fn wrong_requests_are_answered_as_vllm_does_and_change_nothing() {
         let (status, _) = pod.ask(path, json!({"lora_name": "x", "lora_path": "/x"})).await;
         assert_eq!(status, 404);
     }
-    assert_eq!(admin(&pod, "completions", text("tiny", json!({}))).await.0, 404);
+    let (status, told) = admin(&pod, "completions", text("tiny", json!({}))).await;
+    assert!(status == 404 && told.contains("the API has /v1/load_lora_adapter"), "{told}");
+    let url = format!("{}/v1/load_lora_adapter", pod.admin.as_deref().unwrap());
+    let read = pod.client.get(url).send().await.unwrap();
+    assert_eq!((read.status().as_u16(), read.headers()["allow"].to_str().unwrap()), (405, "POST"));
     let (status, told) = pod.ask(TEXT, text("klingon", json!({}))).await;
     assert_eq!(status, 404);
     let message = told["error"]["message"].as_str().unwrap();
@@ -162,5 +166,5 @@ fn a_pod_whose_adapter_cannot_be_served_does_not_start() {
     let (_, reason) = run_to_failure(model.path(), &["--adapter", &own]);
     assert!(reason.starts_with("InvalidSpec: adapters: tiny: "), "{reason}");
     let (_, reason) = run_to_failure(model.path(), &["--admin-listen", "256.0.0.1:1"]);
-    assert!(reason.starts_with("PodFailed: server.adminListen: "), "{reason}");
+    assert!(reason.starts_with("PodFailed: server.adminListen (--admin-listen): "), "{reason}");
 }

@@ -49,6 +49,20 @@ fn a_continued_message_follows_the_prompt_it_was_written_after() {
 }
 
 #[test]
+fn a_developer_speaks_as_the_system_where_the_template_knows_none() {
+    let ask = |role: &str| json!({"messages": [{"role": role, "content": "Rhyme."}, {"role": "user", "content": "Why?"}]});
+    for family in ["llama3", "qwen2_5", "qwen3"] {
+        let template = template(family);
+        let prompt = render(&template, &ask("developer"));
+        assert!(prompt.contains("Rhyme."), "{family}: {prompt}");
+        assert_eq!(prompt, render(&template, &ask("system")), "{family}");
+    }
+    let source = "{% for message in messages %}{% if message.role == 'developer' %}D{% endif %}{% endfor %}";
+    let knows = ChatTemplate::compile(source, None, serde_json::Map::new()).unwrap();
+    assert_eq!(render(&knows, &ask("developer")), "D");
+}
+
+#[test]
 fn the_syntax_of_calls_is_seen_from_the_template() {
     assert_eq!(template("llama3").tool_syntax(), Some(ToolSyntax::Llama3));
     assert_eq!(template("qwen2_5").tool_syntax(), Some(ToolSyntax::Hermes));

@@ -85,7 +85,8 @@ async fn embeddings_come_in_openais_shapes() {
     assert_close(&json!("base64"), &decoded, &wanted);
 
     // Tokens are taken as they are: these are what the text above becomes.
-    let hello = json!([[2, 12, 45, 52, 52, 55, 3], [2, 3]]);
+    let hello_tokens = json!([2, 12, 45, 52, 52, 55, 3]);
+    let hello = json!([hello_tokens, [2, 3]]);
     let (status, tokens) = ask(json!({ "input": hello })).await;
     assert_eq!(status, 200, "{tokens}");
     assert_close(&json!("tokens"), &numbers(&tokens["data"][0]["embedding"]), &wanted);
@@ -116,6 +117,25 @@ async fn embeddings_come_in_openais_shapes() {
     assert_eq!(ask(json!({"dimensions": 32})).await.0, 200);
     let (_, cut) = ask(json!({"input": long, "truncate_prompt_tokens": 9})).await;
     assert_eq!(cut["usage"]["prompt_tokens"], 9);
+
+    // Its tokens can be asked for like any other model's.
+    let (status, tokens) = pod.ask("/tokenize", json!({"prompt": "hello", "return_token_strs": true})).await;
+    assert_eq!(status, 200, "{tokens}");
+    assert_eq!((&tokens["tokens"], &tokens["max_model_len"]), (&hello_tokens, &json!(40)));
+    assert_eq!(tokens["token_strs"].as_array().unwrap().len(), 7);
+    let (status, back) = pod.ask("/detokenize", json!({"model": "tiny", "tokens": hello_tokens})).await;
+    assert_eq!(status, 200, "{back}");
+    for (path, body, param) in [
+        ("/tokenize", json!({"messages": [{"role": "user", "content": "x"}]}), "messages"),
+        ("/tokenize", json!({"prompt": "a".repeat(2 << 20)}), "prompt"),
+        ("/detokenize", json!({"tokens": [96]}), "tokens"),
+    ] {
+        let (status, answer) = pod.ask(path, body).await;
+        assert_eq!((status, answer["error"]["param"].as_str()), (400, Some(param)), "{answer}");
+    }
+    let (_, nothing) = pod.ask("/v1/nothing", json!({})).await;
+    let message = nothing["error"]["message"].as_str().unwrap();
+    assert!(message.contains(EMBEDDINGS) && !message.contains("chat"), "{message}");
 
     // What this pod is not for says what it is for.
     for (path, body) in [
@@ -257,7 +277,11 @@ fn a_task_that_the_model_is_not_for_ends_the_pod_with_the_right_one() {
         (copy("bert_mean"), vec![], "InvalidSpec: task: is Generate, but the model is a BertModel"),
         (copy("bert_score"), vec!["--task", "Embed"], "set task to Rerank"),
         (decoder, vec!["--task", "Embed"], "set task to Generate"),
-        (copy("bert_mean"), vec!["--task", "Embed", "--max-model-len", "49"], "engine.maxModelLen: is 49"),
+        (
+            copy("bert_mean"),
+            vec!["--task", "Embed", "--max-model-len", "49"],
+            "engine.maxModelLen (--max-model-len): is 49",
+        ),
         (copy("bert_mean"), vec!["--task", "Embed", "--host-tier-bytes", "9"], "kvCache.hostBytes"),
     ] {
         let (code, reason) = run_to_failure(model.path(), &arguments);

@@ -4,7 +4,7 @@
 
 mod pod;
 
-use pod::{Pod, make_model};
+use pod::{Pod, make_model, usage};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -45,7 +45,7 @@ async fn several_answers_are_those_of_seeds_in_a_row() {
         assert_eq!(choice["message"], alone["choices"][0]["message"]);
     }
     // The prompt is read once.
-    assert_eq!(several["usage"], json!({"prompt_tokens": 13, "completion_tokens": 36, "total_tokens": 49}));
+    assert_eq!(several["usage"], usage(13, 36));
 
     // In a stream the answers take turns.
     let options = json!({"include_usage": true});
@@ -71,7 +71,7 @@ async fn several_answers_are_those_of_seeds_in_a_row() {
         assert!(choice["text"].as_str().unwrap().starts_with(["ab", "cd"][index / 2]), "{choice}");
         assert_eq!(choice["logprobs"]["tokens"].as_array().unwrap().len(), 3 + 3);
     }
-    assert_eq!(many["usage"], json!({"prompt_tokens": 6, "completion_tokens": 12, "total_tokens": 18}));
+    assert_eq!(many["usage"], usage(6, 12));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,6 +111,10 @@ async fn answers_have_the_form_that_was_asked_for() {
         let (status, answer) = pod.ask(CHAT, chat(extra)).await;
         assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
     }
+    let either = json!({"oneOf": [{"type": "number"}, {"type": "integer"}]});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": either}});
+    let (_, refused) = pod.ask(CHAT, chat(json!({"response_format": format}))).await;
+    assert!(refused["error"]["message"].as_str().unwrap().contains("use anyOf"), "{refused}");
     // An answer of a given form is resumed within it.
     let asked = chat(json!({"temperature": 0, "return_token_ids": true,
         "structured_outputs": {"regex": "[a-c]{3}-[0-9]{2}"}}));
@@ -175,4 +179,55 @@ async fn tools_are_called_as_demanded() {
             pod.ask(CHAT, chat(json!({"messages": messages, "tools": tools, "max_tokens": 3}))).await;
         assert_eq!(status, 200, "{answer}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_has_its_form_or_is_a_call_as_the_model_likes() {
+    let pod = pod_with_tools().await;
+    let parameters = json!({"type": "object", "additionalProperties": false, "required": ["a"],
+        "properties": {"a": {"enum": [1, 2]}}});
+    let tools = json!([{"type": "function", "function": {"name": "first", "parameters": parameters}}]);
+    let schema = json!({"type": "object", "additionalProperties": false, "required": ["city"],
+        "properties": {"city": {"enum": ["Rome", "Oslo"]}}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "trip", "schema": schema}});
+    // `<` opens a call and `{` the form; which of them is likelier decides.
+    let [call, form] = ['<', '{'].map(|letter| (u32::from(letter) - 31).to_string());
+    let ask = |likely: &str, extra: Value| {
+        let mut body =
+            chat(json!({"tools": tools, "response_format": format, "logit_bias": {likely: 100}, "seed": 3}));
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        pod.ask(CHAT, body)
+    };
+    let (status, formed) = ask(&form, json!({})).await;
+    assert_eq!(status, 200, "{formed}");
+    let choice = &formed["choices"][0];
+    assert_eq!((&choice["finish_reason"], &choice["message"]["tool_calls"]), (&json!("stop"), &Value::Null));
+    let trip: Value = serde_json::from_str(choice["message"]["content"].as_str().unwrap()).unwrap();
+    assert!(["Rome", "Oslo"].contains(&trip["city"].as_str().unwrap()), "{formed}");
+
+    let (status, called) = ask(&call, json!({"parallel_tool_calls": false})).await;
+    assert_eq!(status, 200, "{called}");
+    let choice = &called["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null)
+    );
+    let function = &choice["message"]["tool_calls"][0]["function"];
+    let arguments: Value = serde_json::from_str(function["arguments"].as_str().unwrap()).unwrap();
+    assert!(function["name"] == "first" && [1, 2].map(Value::from).contains(&arguments["a"]), "{called}");
+
+    // Without calls the form simply holds.
+    let (status, formed) = ask(&call, json!({"tool_choice": "none"})).await;
+    assert_eq!(status, 200, "{formed}");
+    let trip: Value =
+        serde_json::from_str(formed["choices"][0]["message"]["content"].as_str().unwrap()).unwrap();
+    assert!(trip["city"].is_string(), "{formed}");
+    // Of a schema that cannot be kept to it is said where it may stand.
+    let wrong = json!([{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]);
+    let (status, refused) = ask(&form, json!({"tools": wrong})).await;
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(
+        status == 400 && message.contains("or tools: these keywords are not supported: not"),
+        "{message}"
+    );
 }

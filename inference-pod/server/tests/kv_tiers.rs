@@ -101,7 +101,10 @@ fn sizes_that_hold_nothing_are_named() {
     let model = pod::make_model();
     let (code, reason) = pod::run_to_failure(model.path(), &["--host-tier-bytes", "10"]);
     assert_eq!(code, Some(1));
-    assert!(reason.starts_with("InvalidSpec: kvCache.hostBytes: is 10 bytes"), "{reason}");
+    assert!(
+        reason.starts_with("InvalidSpec: kvCache.hostBytes (--host-tier-bytes): is 10 bytes"),
+        "{reason}"
+    );
     let (_, reason) = pod::run_to_failure(model.path(), &["--host-tier-bytes", "900000000000000"]);
     assert!(reason.starts_with("DoesNotFit: kvCache.hostBytes"), "{reason}");
     let file = model.path().join("config.json/kv");

@@ -4,7 +4,7 @@
 
 mod pod;
 
-use pod::Pod;
+use pod::{Pod, cached_usage, usage};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -76,8 +76,11 @@ async fn an_answer_is_resumed_after_any_of_its_tokens() {
             asked["resume_token_ids"] = json!(seen);
             let rest = pod.stream(CHAT, asked.clone()).await;
             assert_eq!(format!("{}{}", content(&before), content(&rest)), wanted, "cut after {cut}");
-            let usage = rest.last().unwrap()["usage"].clone();
-            assert_eq!(usage, whole["usage"], "cut after {cut}");
+            // What is in the cache by now is another matter.
+            let usage = &rest.last().unwrap()["usage"];
+            for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+                assert_eq!(usage[count], whole["usage"][count], "cut after {cut}");
+            }
         }
         asked["resume_token_ids"] = json!([]);
     }
@@ -137,8 +140,11 @@ async fn text_becomes_tokens_and_tokens_text() {
     assert_eq!((&bare["count"], &bare["token_strs"]), (&json!(3), &Value::Null));
     let chat = json!({"model": "tiny", "messages": [{"role": "user", "content": "hello"}]});
     let (_, chat) = pod.ask("/tokenize", chat).await;
-    let (_, back) = pod.ask("/detokenize", json!({"model": "tiny", "tokens": chat["tokens"]})).await;
-    assert_eq!(back["prompt"], "<|begin|>user: hello\n");
+    // A pod has one model, so none need be named.
+    let (status, back) = pod.ask("/detokenize", json!({"tokens": chat["tokens"]})).await;
+    assert_eq!((status, &back["prompt"]), (200, &json!("<|begin|>user: hello\n")));
+    let (status, again) = pod.ask("/tokenize", json!({"prompt": "a b"})).await;
+    assert_eq!((status, &again["tokens"]), (200, &tokens["tokens"]));
     for (path, wrong, status, param) in [
         ("/tokenize", json!({"model": "other", "prompt": "a"}), 404, "model"),
         ("/detokenize", json!({"model": "tiny", "tokens": [160]}), 400, "tokens"),
@@ -179,4 +185,79 @@ async fn small_options_do_what_they_say() {
     assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], "deadline_passed");
     let wrong = pod.post(CHAT, &late).header("x-request-timeout-ms", "soon").send().await.unwrap();
     assert_eq!(wrong.status(), 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_tells_what_was_in_the_cache() {
+    let pod = Pod::start(&[]).await;
+    let long = "the quick brown fox jumps over the lazy dog ".repeat(4);
+    let asked = chat(json!({"messages": [{"role": "user", "content": long}], "max_tokens": 2}));
+    let (status, first) = pod.ask(CHAT, asked.clone()).await;
+    assert_eq!(status, 200, "{first}");
+    let prompt = first["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(first["usage"], usage(prompt, 2));
+    let (_, second) = pod.ask(CHAT, asked.clone()).await;
+    let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert!(cached > prompt / 2 && cached < prompt, "{second}");
+    let mut streaming = asked;
+    streaming["stream"] = json!(true);
+    streaming["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
+    for chunk in pod.stream(CHAT, streaming).await {
+        assert_eq!(chunk["usage"]["prompt_tokens_details"]["cached_tokens"], cached, "{chunk}");
+    }
+
+    // Of several prompts it is the sum.
+    let prompt = |number: u32| format!("{number} {long}");
+    let one = |number: u32| pod.ask(TEXT, text(json!({"prompt": prompt(number), "max_tokens": 1})));
+    let (_, fresh) = one(1).await;
+    let read = fresh["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(fresh["usage"], usage(read, 1));
+    let (_, again) = one(1).await;
+    let cached = again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert!(cached > 0, "{again}");
+    one(2).await;
+    let both = text(json!({"prompt": [prompt(1), prompt(2), "new"], "max_tokens": 1}));
+    let (_, whole) = pod.ask(TEXT, both.clone()).await;
+    assert_eq!(whole["usage"], cached_usage(2 * read + 4, 3, 2 * cached));
+    let mut streaming = both;
+    streaming["stream"] = json!(true);
+    streaming["stream_options"] = json!({"include_usage": true});
+    let chunks = pod.stream(TEXT, streaming).await;
+    assert_eq!(chunks.last().unwrap()["usage"], whole["usage"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_token_begins_is_a_place_in_the_text() {
+    let pod = Pod::start(&[]).await;
+    // Only letters, so that each token of the answer is one.
+    let letters: serde_json::Map<String, Value> =
+        (66..92).map(|token: u32| (token.to_string(), json!(50))).collect();
+    let scored = json!({"echo": true, "logprobs": 0, "max_tokens": 3, "logit_bias": letters});
+    // é is two tokens, the special token is none of the text.
+    for prompt in [json!("ab é c"), json!([0, 66, 67, 0, 96, 131, 106, 96, 68])] {
+        let mut asked = text(scored.clone());
+        asked["prompt"] = prompt;
+        let (status, answer) = pod.ask(TEXT, asked.clone()).await;
+        assert_eq!(status, 200, "{answer}");
+        let choice = &answer["choices"][0];
+        let characters: Vec<char> = choice["text"].as_str().unwrap().chars().collect();
+        let logprobs = &choice["logprobs"];
+        let offsets = ids(&logprobs["text_offset"]);
+        assert_eq!(characters[..6], ['a', 'b', ' ', 'é', ' ', 'c']);
+        for (offset, token) in offsets.iter().zip(logprobs["tokens"].as_array().unwrap()) {
+            let token = token.as_str().unwrap();
+            let mut letters = token.chars();
+            if let (Some(letter), None) = (letters.next(), letters.next())
+                && letter.is_ascii()
+            {
+                assert_eq!(characters[*offset as usize], letter, "{choice}");
+            }
+        }
+        assert_eq!(*offsets.last().unwrap() as usize, characters.len() - 1);
+        asked["stream"] = json!(true);
+        let chunks = pod.stream(TEXT, asked).await;
+        let streamed: Vec<u32> =
+            chunks.iter().flat_map(|chunk| ids(&chunk["choices"][0]["logprobs"]["text_offset"])).collect();
+        assert_eq!(streamed, offsets);
+    }
 }

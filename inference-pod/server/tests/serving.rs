@@ -4,7 +4,7 @@
 
 mod pod;
 
-use pod::{Pod, events, make_model, run_to_failure};
+use pod::{Pod, events, make_model, run_to_failure, usage};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -35,7 +35,7 @@ async fn answers_in_openais_shapes() {
     assert_eq!(status, 200, "{whole}");
     let content = whole["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     assert_eq!(whole["choices"][0]["finish_reason"], "length");
-    assert_eq!(whole["usage"], json!({"prompt_tokens": 13, "completion_tokens": 20, "total_tokens": 33}));
+    assert_eq!(whole["usage"], usage(13, 20));
     let chunks =
         pod.stream(CHAT, chat(json!({"stream": true, "stream_options": {"include_usage": true}}))).await;
     assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
@@ -133,7 +133,31 @@ async fn says_what_is_wrong_with_a_request() {
         (CHAT, chat(json!({"tools": [{"type": "function", "function": {"name": "f"}}]})), 400, "tools", ""),
         (CHAT, chat(json!({"logit_bias": {"160": 1}})), 400, "logit_bias", ""),
         (CHAT, chat(json!({"resume_token_ids": [160]})), 400, "resume_token_ids", ""),
-        (CHAT, chat(json!({"max_tokens": 60})), 400, "messages", "context_length_exceeded"),
+        (CHAT, chat(json!({"stop_token_ids": [1, 160]})), 400, "stop_token_ids[1]", ""),
+        (CHAT, chat(json!({"bad_words": ["x"]})), 400, "bad_words", "unsupported_parameter"),
+        (CHAT, chat(json!({"max_tokens": 60})), 400, "max_tokens", "context_length_exceeded"),
+        (
+            CHAT,
+            chat(json!({"max_completion_tokens": 60})),
+            400,
+            "max_completion_tokens",
+            "context_length_exceeded",
+        ),
+        (
+            CHAT,
+            chat(json!({"max_tokens": null, "min_tokens": 60})),
+            400,
+            "min_tokens",
+            "context_length_exceeded",
+        ),
+        (
+            CHAT,
+            chat(json!({"messages": [{"role": "user", "content": "x".repeat(60)}]})),
+            400,
+            "messages",
+            "context_length_exceeded",
+        ),
+        (TEXT, text(json!({"max_tokens": 60})), 400, "max_tokens", "context_length_exceeded"),
         (TEXT, text(json!({"prompt": "x".repeat(64)})), 400, "prompt", "context_length_exceeded"),
         (TEXT, text(json!({"prompt": [1, 160]})), 400, "prompt", ""),
     ];
@@ -148,6 +172,15 @@ async fn says_what_is_wrong_with_a_request() {
         );
         assert!(error["message"].as_str().unwrap().contains(param), "{answer}");
     }
+    // What would fit is said, and does.
+    let (_, long) = pod.ask(CHAT, chat(json!({"max_tokens": 60}))).await;
+    let message = long["error"]["message"].as_str().unwrap();
+    assert!(message.contains("lower max_tokens to 51"), "{message}");
+    assert_eq!(pod.ask(CHAT, chat(json!({"max_tokens": 51}))).await.0, 200);
+    assert_eq!(pod.ask(CHAT, chat(json!({"max_tokens": 52}))).await.0, 400);
+    let (_, biased) = pod.ask(CHAT, chat(json!({"logit_bias": {"99999": 1}}))).await;
+    let message = biased["error"]["message"].as_str().unwrap();
+    assert!(message.contains("logit_bias.99999 is no token of this model (0 to 159)"), "{message}");
     // So long that it is not even tokenized.
     for (path, body) in [
         (CHAT, chat(json!({"messages": [{"role": "user", "content": "x".repeat(10_000_000)}]}))),
@@ -162,9 +195,71 @@ async fn says_what_is_wrong_with_a_request() {
     let answer = pod.client.post(format!("{}{CHAT}", pod.url)).body("{\"model\": ").send().await.unwrap();
     assert_eq!(answer.status(), 400);
     assert!(answer.text().await.unwrap().contains("line 1 column 10"));
-    let (status, _) = pod.ask("/v1/nothing", json!({})).await;
+    let (status, nothing) = pod.ask("/v1/nothing", json!({})).await;
     assert_eq!(status, 404);
+    let message = nothing["error"]["message"].as_str().unwrap();
+    for path in [CHAT, TEXT, "/tokenize", "/detokenize", "/v1/models", "/healthz", "/readyz", "/metrics"] {
+        assert!(message.contains(path), "{message}");
+    }
+    assert!(!message.contains("/v1/embeddings") && !message.contains("rerank"), "{message}");
+    assert_eq!(pod.get("/health").await, pod.get("/healthz").await);
+    assert_eq!(pod.get("/version").await, json!({"version": env!("CARGO_PKG_VERSION")}));
+    let compressed =
+        pod.post(CHAT, &chat(json!({}))).header("content-encoding", "gzip").send().await.unwrap();
+    assert_eq!(compressed.status(), 415);
+    let refused: Value = compressed.json().await.unwrap();
+    assert_eq!(refused["error"]["code"], "unsupported_encoding");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("content-encoding"), "{refused}");
     assert_eq!(pod.client.get(format!("{}{CHAT}", pod.url)).send().await.unwrap().status(), 405);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_keeps_its_name_and_one_that_failed_is_told_of() {
+    let pod = Pod::start_with(make_model(), &[], &[("FAIRLEAD_LOG", "fairlead_inference=debug")]).await;
+    let named = async |body: Value, name: &str| {
+        let answer = pod.post(CHAT, &body).header("x-request-id", name).send().await.unwrap();
+        (answer.status().as_u16(), answer.headers()["x-request-id"].to_str().unwrap().to_owned())
+    };
+    assert_eq!(named(chat(json!({})), "good-1").await, (200, "good-1".to_owned()));
+    assert_eq!(named(chat(json!({"stream": true})), "good-2").await, (200, "good-2".to_owned()));
+    assert_eq!(named(chat(json!({"max_tokens": -1})), "bad-1").await, (400, "bad-1".to_owned()));
+    for unfit in ["a b", &"x".repeat(129)] {
+        assert_eq!(named(chat(json!({})), unfit).await.1.len(), 36);
+    }
+    let missing =
+        pod.client.get(format!("{}/nowhere", pod.url)).header("x-request-id", "gone").send().await.unwrap();
+    assert_eq!(missing.headers()["x-request-id"], "gone");
+    let probed = pod.client.get(format!("{}/healthz", pod.url)).send().await.unwrap();
+    assert_eq!(probed.headers()["x-request-id"].len(), 36);
+
+    let line = pod.logged("bad-1", "a request was refused").await;
+    assert_eq!((&line["level"], &line["fields"]["path"]), (&json!("DEBUG"), &json!(CHAT)), "{line}");
+    assert!(line["fields"]["status"] == 400 && line["fields"]["milliseconds"].is_u64(), "{line}");
+    let late = chat(json!({"max_tokens": 400}));
+    let late = pod.post(CHAT, &late).header("x-request-timeout-ms", "1").header("x-request-id", "late");
+    assert_eq!(late.send().await.unwrap().status(), 504);
+    let line = pod.logged("late", "a request failed").await;
+    assert_eq!((&line["level"], &line["fields"]["status"]), (&json!("WARN"), &json!(504)), "{line}");
+    // A stream that has begun breaks off: too short a time for all of it, and long enough for its first token.
+    for (path, body) in [(CHAT, chat(json!({}))), (TEXT, text(json!({})))] {
+        let mut body = body;
+        for (key, value) in [("stream", json!(true)), ("n", json!(64)), ("max_tokens", json!(450))] {
+            body[key] = value;
+        }
+        let mut milliseconds = 50;
+        let text = loop {
+            let asked = pod.post(path, &body).header("x-request-timeout-ms", milliseconds.to_string());
+            let answer = asked.header("x-request-id", path).send().await.unwrap();
+            if answer.status() == 200 {
+                break answer.text().await.unwrap();
+            }
+            milliseconds *= 2;
+        };
+        assert!(text.contains("deadline_passed"), "{text}");
+        let line = pod.logged(path, "a stream broke off").await;
+        let fields = &line["fields"];
+        assert_eq!((&fields["path"], &fields["status"]), (&json!(path), &json!(504)), "{fields}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use fairlead_crds::model_deployment::{
     UpdateSpec,
 };
 use fairlead_fetch::SourceUri;
+use fairlead_inference_config::BatchLimits;
 use fairlead_model::{DeviceKind, LoadQuantization, RunDtype};
 use k8s_openapi::api::core::v1::EnvVar;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -346,12 +347,14 @@ fn validate_engine(
     // The rest is `kv_tiers`' business.
     let KvCacheSpec { block_tokens, prefix_sharing: _, tiers: _ } = kv_cache;
     let device = if resources.gpus > 0 { DeviceKind::Gpu } else { DeviceKind::Cpu };
-    let (sequences, batched_tokens) = match (task, device) {
-        (Task::Generate, DeviceKind::Gpu) => (256, 8192),
-        (Task::Generate, DeviceKind::Cpu) => (32, 1024),
-        // Texts to encode are short, and take no memory once they are done.
-        (Task::Embed | Task::Rerank, DeviceKind::Gpu) => (1024, 16_384),
-        (Task::Embed | Task::Rerank, DeviceKind::Cpu) => (256, 1024),
+    let runs = match task {
+        Task::Generate => fairlead_inference_config::Task::Generate,
+        Task::Embed => fairlead_inference_config::Task::Embed,
+        Task::Rerank => fairlead_inference_config::Task::Rerank,
+    };
+    let BatchLimits { sequences, tokens: batched_tokens } = match device {
+        DeviceKind::Gpu => BatchLimits::on_gpu(runs),
+        DeviceKind::Cpu => BatchLimits::on_cpu(runs),
     };
     if task != Task::Generate && *kv_cache != KvCacheSpec::default() {
         return Err(invalid(format!(

@@ -2,9 +2,9 @@
 //!
 //! Held by request handlers; the other end of its channel is [`super::step_loop`].
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -74,6 +74,9 @@ pub enum Failure {
     Dead(String),
 }
 
+/// Events that wait for one client at most. One that reads so slowly is given up: with alternatives an event takes up to a kibibyte.
+const MOST_EVENTS: usize = 16_384;
+
 /// Why a request is not even queued.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
@@ -110,6 +113,26 @@ pub(super) enum Command {
 pub(super) struct Shared {
     pub(super) queued: AtomicUsize,
     pub(super) dead: OnceLock<String>,
+    /// When the backend was given the step that it runs, and the engine's start, from which that is counted: in milliseconds, and 0
+    /// between two steps.
+    pub(super) step_began: AtomicU64,
+    pub(super) started: Instant,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        let (queued, dead) = (AtomicUsize::new(0), OnceLock::new());
+        Self { queued, dead, step_began: AtomicU64::new(0), started: Instant::now() }
+    }
+
+    pub(super) fn step_begins(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.step_began.store(now.max(1), Ordering::Relaxed);
+    }
+
+    pub(super) fn step_ends(&self) {
+        self.step_began.store(0, Ordering::Relaxed);
+    }
 }
 
 /// A place in the queue; given back when dropped.
@@ -134,7 +157,8 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    /// Queues a request. Dropping the receiver aborts it.
+    /// Queues a request. Dropping the receiver aborts it, and so does leaving more than some thousands of events unread: the channel
+    /// then ends without an end.
     ///
     /// # Errors
     /// [`SubmitError`]; a request that can never run is told so by its first event instead.
@@ -147,9 +171,10 @@ impl EngineHandle {
             Ok(_) => QueueSlot(Arc::clone(&self.shared)),
             Err(waiting) => return Err(SubmitError::Full { waiting }),
         };
-        // Room for all answers, so that the engine never waits for a client that reads slowly.
+        // Room for all answers, so that the engine never waits for a client that reads slowly, but no more than memory can bear.
         let answers = request.choices.clamp(1, MAX_CHOICES) as usize;
         let room = answers * (request.max_new_tokens.min(self.max_model_len) as usize + 1) + 4;
+        let room = room.min(MOST_EVENTS);
         let (events, receiver) = mpsc::channel(room);
         let request = Box::new(request);
         self.commands.try_send(Command::Submit { request, events, slot }).map_err(|error| match error {
@@ -164,6 +189,18 @@ impl EngineHandle {
     /// Why the engine has stopped for good; `None` while it lives.
     pub fn dead(&self) -> Option<&str> {
         self.shared.dead.get().map(String::as_str)
+    }
+
+    /// How long the backend has been at the step that it runs; `None` between two steps. One that never ends shows here only: the
+    /// thread that would tell is in it.
+    pub fn step_age(&self) -> Option<Duration> {
+        let began = self.shared.step_began.load(Ordering::Relaxed);
+        (began > 0).then(|| self.shared.started.elapsed().saturating_sub(Duration::from_millis(began)))
+    }
+
+    /// Requests that have not been admitted yet, those included that the engine's thread has not seen.
+    pub fn queued(&self) -> usize {
+        self.shared.queued.load(Ordering::Acquire)
     }
 
     /// Size of the KV cache.

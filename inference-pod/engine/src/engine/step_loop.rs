@@ -1,8 +1,7 @@
 //! The step loop: schedule, execute, postprocess, on one OS thread that owns the backend.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -73,7 +72,7 @@ impl<B: Backend> Engine<B> {
             let store = TierStore::start(options.tiers, capacity.block_bytes, counters, wake)?;
             store.map(|store| TierLink::new(Traffic::new(store, capacity.blocks))).transpose()?
         };
-        let shared = Arc::new(Shared { queued: AtomicUsize::new(0), dead: OnceLock::new() });
+        let shared = Arc::new(Shared::new());
         let handle = EngineHandle {
             commands: sender,
             shared: Arc::clone(&shared),
@@ -141,7 +140,9 @@ impl<B: Backend> Engine<B> {
             return Ok(());
         }
         let planned = Instant::now();
+        self.shared.step_begins();
         let result = self.backend.execute(&plan.batch);
+        self.shared.step_ends();
         let executed = Instant::now();
         let (tokens, sequences) = (plan.tokens(), plan.batch.sequences.len());
         self.take_result(plan, result)?;

@@ -97,11 +97,13 @@ impl ChatTemplate {
         };
         let name = if self.has_tool_use && !tools.is_null() { TOOL_USE } else { DEFAULT };
         let template = self.environment.get_template(name).map_err(render_error)?;
+        // Templates older than the role leave its messages out, or refuse them.
+        let knows_developer = template.source().contains("developer");
         // A client's variables go before the special tokens, but never before the conversation.
         let mut variables = self.special_tokens.clone();
         variables.extend(prompt.chat_template_kwargs.clone());
         for (key, value) in [
-            ("messages", messages.iter().map(message_json).collect()),
+            ("messages", messages.iter().map(|message| message_json(message, knows_developer)).collect()),
             (
                 "add_generation_prompt",
                 Json::Bool(prompt.add_generation_prompt || prompt.continue_final_message),
@@ -117,11 +119,13 @@ impl ChatTemplate {
     }
 }
 
-/// A message as templates see it: only the keys that the client sent, arguments of calls as objects.
-fn message_json(message: &ChatMessage) -> Json {
+/// A message as templates see it: only the keys that the client sent, arguments of calls as objects. A developer speaks as the
+/// system where the template does not know the one from the other.
+fn message_json(message: &ChatMessage, knows_developer: bool) -> Json {
     let ChatMessage { role, content, name, tool_calls, tool_call_id, reasoning_content } = message;
     let mut object = Map::new();
-    object.insert("role".to_owned(), Json::from(role.as_str()));
+    let role = if role == "developer" && !knows_developer { "system" } else { role };
+    object.insert("role".to_owned(), Json::from(role));
     object.insert("content".to_owned(), Json::from(content.as_ref().map(|content| content.text())));
     for (key, value) in
         [("name", name), ("tool_call_id", tool_call_id), ("reasoning_content", reasoning_content)]

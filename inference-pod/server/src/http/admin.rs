@@ -22,7 +22,6 @@ use sha2::{Digest, Sha256};
 
 use crate::adapters::AdapterFailure;
 use crate::http::errors::{self, HttpError};
-use crate::http::read_body;
 use crate::state::App;
 
 /// The environment variable with the token that callers must send, where there is one.
@@ -34,7 +33,7 @@ pub fn admin_router(app: Arc<App>, token: Option<&str>) -> Router {
         .route("/v1/load_lora_adapter", post(load))
         .route("/v1/unload_lora_adapter", post(unload))
         .route("/v1/lora_adapters", get(list))
-        .fallback(errors::not_found)
+        .fallback(errors::not_found_for_admins)
         .method_not_allowed_fallback(errors::method_not_allowed);
     let routes = match token {
         Some(token) => routes.layer(from_fn_with_state(digest(token.as_bytes()), authorise)),
@@ -58,18 +57,24 @@ struct UnloadRequest {
 }
 
 async fn load(State(app): State<Arc<App>>, body: Body) -> Result<String, HttpError> {
-    let LoadRequest { lora_name, lora_path } = parse(body).await?;
+    let LoadRequest { lora_name, lora_path } = parse(&app, body).await?;
     if lora_name.is_empty() || lora_path.is_empty() {
         return Err(invalid("Both 'lora_name' and 'lora_path' must be provided.").into());
     }
-    let (model, _guard) = app.admit()?;
-    app.adapters.load(&model.engine, &lora_name, &lora_path).await.map_err(|error| api_error(&error))?;
-    Ok(format!("Success: LoRA adapter '{lora_name}' added successfully."))
+    let (model, guard) = app.admit()?;
+    let name = lora_name.clone();
+    // Goes on where the client does not wait for it: between the engine's answer and its being read an adapter belongs to nobody.
+    let loading = tokio::spawn(async move {
+        let _guard = guard;
+        app.adapters.load(&model.engine, &lora_name, &lora_path).await.map_err(|error| api_error(&error))
+    });
+    loading.await.map_err(|error| ApiError::internal(format!("loading the adapter failed: {error}")))??;
+    Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
 
 /// Answers when the memory is free again.
 async fn unload(State(app): State<Arc<App>>, body: Body) -> Result<String, HttpError> {
-    let UnloadRequest { lora_name } = parse(body).await?;
+    let UnloadRequest { lora_name } = parse(&app, body).await?;
     if lora_name.is_empty() {
         return Err(invalid("'lora_name' needs to be provided to unload a LoRA adapter.").into());
     }
@@ -84,8 +89,8 @@ async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({"max_loras": max, "data": app.adapters.all().into_iter().map(one).collect::<Vec<_>>()}))
 }
 
-async fn parse<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
-    let body = read_body(body).await?;
+async fn parse<T: DeserializeOwned>(app: &App, body: Body) -> Result<T, ApiError> {
+    let body = app.bodies.read(body).await?;
     serde_json::from_slice(&body).map_err(|error| {
         ApiError::bad_request(format!("the request body is not what this path takes: {error}; correct it"))
     })

@@ -10,10 +10,11 @@ use axum::response::{IntoResponse, Response};
 use fairlead_openai::{ApiError, ChatCompletionRequest, ChatPrompt};
 
 use crate::constraint::Wanted;
-use crate::generation::{Generation, TextRequest};
+use crate::generation::{Generation, MOST_REPORTED, TextRequest};
 use crate::http::chat_answer::{Answer, Tools};
 use crate::http::errors::HttpError;
-use crate::http::{answer_id, public_model, read_body, timing};
+use crate::http::request_id::StreamedRequest;
+use crate::http::{answer_id, public_model, timing};
 use crate::state::{App, Model, unix_seconds};
 use crate::traces::RequestFacts;
 
@@ -24,7 +25,7 @@ pub async fn chat_completions(
     body: Body,
 ) -> Result<Response, HttpError> {
     let timing = timing(&headers)?;
-    let body = read_body(body).await?;
+    let body = app.bodies.read(body).await?;
     let (model, guard) = app.admit()?;
     let bytes = body.len();
     let read = {
@@ -37,13 +38,11 @@ pub async fn chat_completions(
             }
             let tools = tools(&model, &request.prompt)?;
             let prompt = prompt_tokens(&model, &request.prompt, false)?;
-            let form = request.options.form.as_ref().map(Wanted::form);
-            let calls =
-                tools.as_ref().and_then(|tools| Wanted::calls(&model, tools.syntax, &request.prompt.tools));
-            Ok((request, prompt, tools, form.or(calls)))
+            let wanted = wanted(&model, &request, tools.as_ref())?;
+            Ok((request, prompt, tools, wanted))
         }
     };
-    let (request, prompt, tools, wanted) = app.read_request(bytes, read).await?;
+    let (request, prompt, tools, wanted) = app.read_request(bytes, timing.deadline, read).await?;
     let constraint = match wanted {
         Some(wanted) => Some(wanted.compile(&model).await?),
         None => None,
@@ -53,6 +52,7 @@ pub async fn chat_completions(
     let facts = RequestFacts { headers: &headers, arrived: timing.arrived, model: &public, options };
     let mut answer = Answer {
         span: app.traces.begin("chat", &facts),
+        request: StreamedRequest::new(&headers, "/v1/chat/completions", timing.arrived),
         id: answer_id("chatcmpl"),
         created: unix_seconds(),
         model: public,
@@ -75,6 +75,7 @@ pub async fn chat_completions(
             // What opens a call may be a special token.
             special_tokens: answer.tools.is_some(),
             adapter: app.check_model(requested)?,
+            most_reported: (!options.stream).then_some(MOST_REPORTED),
             constraint,
             timing,
         },
@@ -86,6 +87,21 @@ pub async fn chat_completions(
         let completion = answer.whole(generation, options).await?;
         drop(guard);
         Ok(Json(completion).into_response())
+    }
+}
+
+/// What the answer is held to: a form, calls, or either.
+fn wanted(
+    model: &Model,
+    request: &ChatCompletionRequest,
+    tools: Option<&Tools>,
+) -> Result<Option<Wanted>, ApiError> {
+    let offered = &request.prompt.tools;
+    match (&request.options.form, tools) {
+        (Some(form), Some(tools)) => Wanted::form_or_calls(form, model, tools.syntax, offered).map(Some),
+        (Some(form), None) => Ok(Some(Wanted::form(form))),
+        (None, Some(tools)) => Ok(Wanted::calls(model, tools.syntax, offered)),
+        (None, None) => Ok(None),
     }
 }
 

@@ -15,6 +15,7 @@ use fairlead_openai::{
 
 use crate::drain::InFlight;
 use crate::generation::{Generation, Output, Piece, ScoredToken};
+use crate::http::request_id::StreamedRequest;
 use crate::http::{sse_done, sse_error, sse_event, sse_response};
 use crate::tokenizer::TextCodec;
 use crate::tool_calls::{ToolEvent, ToolParser, ToolSyntax};
@@ -34,6 +35,8 @@ pub struct Tools {
 pub struct Answer {
     /// Tells what the request came to.
     pub span: RequestSpan,
+    /// Tells of a stream that breaks off.
+    pub request: StreamedRequest,
     /// Name of the answer.
     pub id: String,
     /// Unix seconds.
@@ -90,7 +93,7 @@ impl Answer {
             created: self.created,
             model: self.model.clone(),
             choices: choices.collect(),
-            usage: Usage::new(generation.prompt_tokens(), generation.generated()),
+            usage: generation.usage(),
             prompt_token_ids: self.prompt_token_ids.clone(),
         })
     }
@@ -115,8 +118,7 @@ impl Answer {
         Ok(sse_response(stream! {
             let _guard = guard;
             let usage = |generation: &Generation| {
-                let counts = || Usage::new(generation.prompt_tokens(), generation.generated());
-                include_usage.then(|| continuous_usage.then(counts))
+                include_usage.then(|| continuous_usage.then(|| generation.usage()))
             };
             for index in 0..if is_resumed { 0 } else { parsers.len() as u32 } {
                 let mut chunk = self.chunk(index, ChatDelta::beginning(), usage(&generation));
@@ -144,6 +146,7 @@ impl Answer {
                     Ok(Output::Prompt(_)) => {}
                     Err(error) => {
                         self.span.failed(&error);
+                        self.request.broke_off(&error);
                         yield Ok(sse_error(&error));
                     }
                 }
@@ -187,8 +190,7 @@ impl Answer {
 
     /// The chunk that carries the usage and nothing else.
     fn last(&self, generation: &Generation) -> Bytes {
-        let usage = Usage::new(generation.prompt_tokens(), generation.generated());
-        let chunk = self.chunk(0, ChatDelta::default(), Some(Some(usage)));
+        let chunk = self.chunk(0, ChatDelta::default(), Some(Some(generation.usage())));
         sse_event(&ChatCompletionChunk { choices: Vec::new(), ..chunk })
     }
 

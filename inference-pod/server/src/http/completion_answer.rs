@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::drain::InFlight;
 use crate::generation::{Generation, Output, ScoredToken};
+use crate::http::request_id::StreamedRequest;
 use crate::http::{sse_done, sse_error, sse_event, sse_response};
 use crate::tokenizer::TextCodec;
 use crate::traces::RequestSpan;
@@ -55,10 +56,7 @@ impl PromptAnswers {
         codec: Option<Arc<TextCodec>>,
         prompt_token_ids: Option<Vec<u32>>,
     ) -> Self {
-        let writer = |_| AnswerWriter {
-            begun: false,
-            logprobs: codec.clone().map(|codec| LogprobWriter { codec, offset: 0 }),
-        };
+        let writer = |_| AnswerWriter { begun: false, logprobs: codec.clone().map(LogprobWriter::new) };
         Self {
             first_index,
             generation,
@@ -84,8 +82,8 @@ impl PromptAnswers {
                     let mut choice = |text: String, tokens: &[ScoredToken], token_ids: Option<Vec<u32>>| {
                         CompletionChoice {
                             index,
+                            logprobs: answer.logprobs.as_mut().map(|writer| writer.write(tokens, &text)),
                             text,
-                            logprobs: answer.logprobs.as_mut().map(|writer| writer.write(tokens)),
                             finish_reason: None,
                             token_ids,
                             prompt_token_ids: None,
@@ -113,7 +111,7 @@ impl PromptAnswers {
 
     fn usage(&self) -> Counts {
         let to_first_token = self.generation.time_to_first_token();
-        Counts { read: self.generation.prompt_tokens(), written: self.generation.generated(), to_first_token }
+        Counts { usage: self.generation.usage(), to_first_token }
     }
 
     async fn whole(mut self) -> Result<(Vec<CompletionChoice>, Counts), ApiError> {
@@ -163,16 +161,27 @@ fn echo_scores(tokens: &[u32], known: &[PromptLogprob]) -> Vec<ScoredToken> {
 /// Writes log-probabilities, counting where in the text each token begins.
 struct LogprobWriter {
     codec: Arc<TextCodec>,
+    /// Characters before the next token.
     offset: u64,
+    /// Bytes that are no character yet.
+    partial: Vec<u8>,
 }
 
 impl LogprobWriter {
-    fn write(&mut self, tokens: &[ScoredToken]) -> CompletionLogprobs {
+    fn new(codec: Arc<TextCodec>) -> Self {
+        Self { codec, offset: 0, partial: Vec::new() }
+    }
+
+    /// Of tokens and the text that they add to the answer.
+    fn write(&mut self, tokens: &[ScoredToken], added: &str) -> CompletionLogprobs {
         let mut written = CompletionLogprobs::default();
         for scored in tokens {
             let text = self.codec.token_text(scored.token);
             written.text_offset.push(self.offset);
-            self.offset += text.chars().count() as u64;
+            // Special tokens are left out of the text.
+            if !self.codec.is_special(&self.codec.token_name(scored.token)) {
+                self.advance(&self.codec.token_bytes(scored.token), added);
+            }
             let top = scored.logprob.map(|logprob| {
                 let own = TokenLogprob { token: scored.token, logprob };
                 let entry = |top: &TokenLogprob| (self.codec.token_text(top.token), Value::from(top.logprob));
@@ -185,13 +194,38 @@ impl LogprobWriter {
         }
         written
     }
+
+    fn advance(&mut self, bytes: &[u8], added: &str) {
+        // The space that some vocabularies put before a text's first word is not in the text.
+        let is_first = self.offset == 0 && self.partial.is_empty();
+        let drops_space = is_first && !added.is_empty() && !added.starts_with(' ');
+        self.partial.extend(bytes.strip_prefix(b" ").filter(|_| drops_space).unwrap_or(bytes));
+        loop {
+            let (whole, broken) = match std::str::from_utf8(&self.partial) {
+                Ok(text) => (text.len(), Some(0)),
+                Err(error) => (error.valid_up_to(), error.error_len()),
+            };
+            self.offset +=
+                self.partial[..whole].iter().filter(|byte| !is_continuation(**byte)).count() as u64;
+            self.partial.drain(..whole + broken.unwrap_or(0));
+            match broken {
+                // Stands in the text as one replacement character.
+                Some(length) if length > 0 => self.offset += 1,
+                _ => break,
+            }
+        }
+    }
+}
+
+/// Whether a byte of UTF-8 begins no character.
+fn is_continuation(byte: u8) -> bool {
+    byte & 0xc0 == 0x80
 }
 
 /// Tokens read and written, and how long the first took.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
-    read: u64,
-    written: u64,
+    usage: Usage,
     to_first_token: Option<Duration>,
 }
 
@@ -199,6 +233,8 @@ struct Counts {
 pub struct Answer {
     /// Tells what the request came to.
     pub span: RequestSpan,
+    /// Tells of a stream that breaks off.
+    pub request: StreamedRequest,
     /// Name of the answer.
     pub id: String,
     /// Unix seconds.
@@ -239,7 +275,7 @@ impl Answer {
         let GenerationOptions { include_usage, continuous_usage, .. } = *options;
         let mut counts = vec![Counts::default(); prompts.len()];
         for (counts, prompt) in counts.iter_mut().zip(&prompts) {
-            counts.read = prompt.usage().read;
+            *counts = prompt.usage();
         }
         let streams = prompts.into_iter().enumerate().map(|(number, prompt)| Box::pin(parts(number, prompt)));
         let mut parts = select_all(streams);
@@ -261,6 +297,7 @@ impl Answer {
                     }
                     Err(error) => {
                         self.span.failed(&error);
+                        self.request.broke_off(&error);
                         yield Ok(sse_error(&error));
                     }
                 }
@@ -292,7 +329,9 @@ impl Answer {
 }
 
 fn sum(counts: &[Counts]) -> Usage {
-    Usage::new(counts.iter().map(|one| one.read).sum(), counts.iter().map(|one| one.written).sum())
+    let total = |of: fn(&Usage) -> u64| counts.iter().map(|one| of(&one.usage)).sum();
+    Usage::new(total(|usage| usage.prompt_tokens), total(|usage| usage.completion_tokens))
+        .with_cached(total(|usage| usage.prompt_tokens_details.cached_tokens))
 }
 
 /// What is new in the answers to one prompt.

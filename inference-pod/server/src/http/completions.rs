@@ -12,10 +12,11 @@ use fairlead_openai::{ApiError, CompletionRequest, Prompt};
 
 use crate::constraint::Wanted;
 use crate::detokenize::stable;
-use crate::generation::{Generation, TextRequest, Timing};
+use crate::generation::{Generation, MOST_REPORTED, TextRequest, Timing};
 use crate::http::completion_answer::{Answer, Echo, PromptAnswers};
 use crate::http::errors::HttpError;
-use crate::http::{answer_id, public_model, read_body, timing};
+use crate::http::request_id::StreamedRequest;
+use crate::http::{answer_id, public_model, timing};
 use crate::state::{App, Model, unix_seconds};
 use crate::traces::RequestFacts;
 
@@ -29,7 +30,7 @@ pub async fn completions(
     body: Body,
 ) -> Result<Response, HttpError> {
     let timing = timing(&headers)?;
-    let body = read_body(body).await?;
+    let body = app.bodies.read(body).await?;
     let (model, guard) = app.admit()?;
     let bytes = body.len();
     let read = {
@@ -44,7 +45,7 @@ pub async fn completions(
             Ok((request, prompts))
         }
     };
-    let (request, prompts) = app.read_request(bytes, read).await?;
+    let (request, prompts) = app.read_request(bytes, timing.deadline, read).await?;
     let constraint = match &request.options.form {
         Some(form) => Some(Wanted::form(form).compile(&model).await?),
         None => None,
@@ -63,7 +64,9 @@ pub async fn completions(
     };
     let prompts = (0..).zip(prompts).map(start).collect::<Result<Vec<_>, ApiError>>();
     let prompts = prompts.inspect_err(|error| span.failed(error))?;
-    let answer = Answer { span, id: answer_id("cmpl"), created: unix_seconds(), model: public };
+    let named = StreamedRequest::new(&headers, "/v1/completions", timing.arrived);
+    let answer =
+        Answer { span, request: named, id: answer_id("cmpl"), created: unix_seconds(), model: public };
     if request.options.stream {
         Ok(answer.stream(prompts, &request.options, guard).await?)
     } else {
@@ -134,6 +137,7 @@ fn start(
             continues_prompt: true,
             special_tokens: false,
             adapter: app.check_model(&request.model)?,
+            most_reported: (!request.options.stream).then_some(MOST_REPORTED / request.prompts.len().max(1)),
             constraint,
             timing,
         },

@@ -16,7 +16,7 @@ use fairlead_openai::embedding::{
 use fairlead_openai::{ApiError, Prompt};
 
 use crate::http::errors::HttpError;
-use crate::http::{public_model, read_body, timing};
+use crate::http::{public_model, timing};
 use crate::state::App;
 
 /// Turns texts into vectors.
@@ -26,7 +26,7 @@ pub async fn embeddings(
     body: Body,
 ) -> Result<Json<EmbeddingList>, HttpError> {
     let timing = timing(&headers)?;
-    let body = read_body(body).await?;
+    let body = app.bodies.read(body).await?;
     let (model, guard) = app.admit_encoder(Task::Embed)?;
     let bytes = body.len();
     let read = {
@@ -45,7 +45,7 @@ pub async fn embeddings(
             Ok((request, inputs))
         }
     };
-    let (request, inputs) = app.read_request(bytes, read).await?;
+    let (request, inputs) = app.read_request(bytes, timing.deadline, read).await?;
     let encoded = model.encode(&app.metrics, inputs, timing).await?;
     drop(guard);
     let normalize = model.config.pipeline.normalize;

@@ -5,38 +5,37 @@ mod chat;
 mod chat_answer;
 mod completion_answer;
 mod completions;
+mod content_encoding;
 mod embeddings;
+mod error_counts;
 mod errors;
 mod health;
 mod models;
+pub mod request_body;
+mod request_id;
 mod rerank;
 mod tokenize;
+mod version;
 
 use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use axum::middleware::map_response;
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use fairlead_openai::ApiError;
 use futures::Stream;
 use serde::Serialize;
-use tokio::time::timeout;
 
 use crate::generation::Timing;
 use crate::http::errors::HttpError;
 use crate::state::App;
-
-/// Largest request body that is read.
-pub const MAX_BODY_BYTES: usize = 32 << 20;
-/// How long a client may take to send it.
-const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// A gateway's name for the model, echoed instead of the one in the body.
 const PUBLIC_MODEL: HeaderName = HeaderName::from_static("x-fairlead-model");
@@ -63,17 +62,22 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models::models))
         .route("/v1/models/{*name}", get(models::model))
         .route("/healthz", get(health::healthz))
+        .route("/health", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/startup", get(health::startup))
         .route("/metrics", get(health::metrics))
+        .route("/version", get(version::version))
         .fallback(errors::not_found)
         .method_not_allowed_fallback(errors::method_not_allowed)
+        .layer(from_fn(content_encoding::refuse))
         .layer(map_response(move |mut response: Response| {
             if let Some(revision) = &revision {
                 response.headers_mut().insert(REVISION, revision.clone());
             }
             ready(response)
         }))
+        .layer(from_fn(request_id::name))
+        .layer(from_fn_with_state(Arc::clone(&app), error_counts::count))
         .with_state(app)
 }
 
@@ -92,28 +96,6 @@ fn timing(headers: &HeaderMap) -> Result<Timing, ApiError> {
             ),
         )),
     }
-}
-
-async fn read_body(body: Body) -> Result<Bytes, ApiError> {
-    read_body_within(body, BODY_TIME).await
-}
-
-async fn read_body_within(body: Body, time: Duration) -> Result<Bytes, ApiError> {
-    let Ok(read) = timeout(time, to_bytes(body, MAX_BODY_BYTES)).await else {
-        let seconds = time.as_secs_f32();
-        let message = format!("the request body did not arrive in {seconds} seconds; send it faster");
-        return Err(ApiError::new(408, "invalid_request_error", message).with_code("request_timeout"));
-    };
-    read.map_err(|error| {
-        let mut cause: Option<&dyn std::error::Error> = Some(&error);
-        while let Some(error) = cause {
-            if error.is::<http_body_util::LengthLimitError>() {
-                return ApiError::too_large(MAX_BODY_BYTES);
-            }
-            cause = error.source();
-        }
-        ApiError::bad_request(format!("the request body could not be read ({error}); send it again"))
-    })
 }
 
 /// The model's name in the answer: the gateway's, or what the client wrote.
@@ -159,13 +141,6 @@ fn answer_id(prefix: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_body_that_does_not_arrive_is_given_up() {
-        let never = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
-        let error = read_body_within(never, Duration::from_millis(5)).await.unwrap_err();
-        assert_eq!((error.status, error.code.as_deref()), (408, Some("request_timeout")));
-    }
 
     #[test]
     fn a_time_limit_is_read_from_its_header() {

@@ -11,7 +11,7 @@ use fairlead_openai::embedding::EncodingUsage;
 use fairlead_openai::rerank::{RerankAnswer, RerankDocument, RerankRequest, RerankResult};
 
 use crate::http::errors::HttpError;
-use crate::http::{answer_id, public_model, read_body, timing};
+use crate::http::{answer_id, public_model, timing};
 use crate::state::App;
 
 /// Scores documents against a query.
@@ -21,7 +21,7 @@ pub async fn rerank(
     body: Body,
 ) -> Result<Json<RerankAnswer>, HttpError> {
     let timing = timing(&headers)?;
-    let body = read_body(body).await?;
+    let body = app.bodies.read(body).await?;
     let (model, guard) = app.admit_encoder(Task::Rerank)?;
     let bytes = body.len();
     let read = {
@@ -38,7 +38,7 @@ pub async fn rerank(
             Ok((request, inputs))
         }
     };
-    let (request, inputs) = app.read_request(bytes, read).await?;
+    let (request, inputs) = app.read_request(bytes, timing.deadline, read).await?;
     let encoded = model.encode(&app.metrics, inputs, timing).await?;
     drop(guard);
     let scores: Vec<f32> =

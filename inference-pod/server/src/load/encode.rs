@@ -5,7 +5,9 @@ use std::sync::Arc;
 use fairlead_backend_torch::{ComputeDevice, EncoderLoadOptions, TorchEncoder};
 use fairlead_engine::encoder::{self, BatchBudget, EncoderOptions};
 use fairlead_fetch::FetchedModel;
-use fairlead_inference_config::{DEFAULT_GPU_MEMORY_UTILIZATION, EngineConfig, InferenceConfig};
+use fairlead_inference_config::{
+    BatchLimits, DEFAULT_GPU_MEMORY_UTILIZATION, EngineConfig, InferenceConfig, Task,
+};
 use fairlead_model::encoder::{EncoderPlanInputs, plan_encoder};
 use fairlead_model::{DeviceKind, EncoderConfig, Plan, Purpose, WeightsSummary};
 
@@ -96,9 +98,10 @@ fn size(
     config: &EncoderConfig,
     weights: &WeightsSummary,
 ) -> Result<Sized, FatalError> {
-    let (inputs, tokens) = match device.kind() {
-        DeviceKind::Cpu => (256, 1024),
-        DeviceKind::Gpu => (1024, 16_384),
+    // Embed and Rerank have the same.
+    let limits = match device.kind() {
+        DeviceKind::Cpu => BatchLimits::on_cpu(Task::Embed),
+        DeviceKind::Gpu => BatchLimits::on_gpu(Task::Embed),
     };
     // Where the system tells nothing, libtorch will when a batch does not fit.
     let memory_budget_bytes = match device.kind() {
@@ -108,7 +111,7 @@ fn size(
             gpu_budget_bytes(memory.free, memory.total, share)
         }),
     };
-    let max_batched_tokens = settings.max_batched_tokens.unwrap_or(tokens);
+    let max_batched_tokens = settings.max_batched_tokens.unwrap_or(limits.tokens);
     let plan = plan_encoder(&EncoderPlanInputs {
         config,
         weights,
@@ -119,5 +122,6 @@ fn size(
         max_batched_tokens,
     })?;
     plan.require_fit()?;
-    Ok(Sized { plan, max_batched_tokens, max_inputs: settings.max_sequences.unwrap_or(inputs).max(1) })
+    let max_inputs = settings.max_sequences.unwrap_or(limits.sequences).max(1);
+    Ok(Sized { plan, max_batched_tokens, max_inputs })
 }

@@ -131,6 +131,14 @@ impl EngineMetrics {
         self.kv_usage.set(f64::from(load.used_blocks) / f64::from(load.usable_blocks.max(1)));
     }
 
+    /// While a step runs its thread reports nothing: those who have come meanwhile wait too.
+    pub fn waiting_at_least(&self, queued: usize) {
+        let queued = i64::try_from(queued).unwrap_or(i64::MAX);
+        if self.waiting.get() < queued {
+            self.waiting.set(queued);
+        }
+    }
+
     pub fn step(&self, report: StepReport) {
         self.preemptions.inc_by(report.counts.preemptions);
         self.prefix_cache(report.counts.prefix_queries, report.counts.prefix_hits);

@@ -97,6 +97,16 @@ impl Metrics {
         self.engine.prefix_cache(looked_up, found);
     }
 
+    /// A request was answered with an error.
+    pub fn error(&self, status: u16) {
+        self.requests.error(status);
+    }
+
+    /// So many requests have not been admitted yet.
+    pub fn waiting_at_least(&self, queued: usize) {
+        self.engine.waiting_at_least(queued);
+    }
+
     /// Adapters that requests run and wait for, each list with commas; `unix_seconds` is now.
     pub fn lora_requests(&self, max_lora: u64, running: &str, waiting: &str, unix_seconds: f64) {
         let labels = LoraLabels {
@@ -182,6 +192,7 @@ mod tests {
         metrics.lora_requests(4, "a", "", 1.5e9);
         metrics.lora_requests(4, "a,b", "c", 1.6e9);
         metrics.queued(Duration::from_millis(2));
+        metrics.error(429);
         metrics.prefix_cache(48, 32);
         metrics.first_token(5, Duration::from_millis(3));
         metrics.token();

@@ -64,8 +64,14 @@ struct FinishedLabels {
     finished_reason: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StatusLabels {
+    status: u32,
+}
+
 #[derive(Clone)]
 pub struct RequestMetrics {
+    errors: Family<StatusLabels, Counter>,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     finished: Family<FinishedLabels, Counter>,
@@ -89,6 +95,7 @@ impl RequestMetrics {
         let seconds = || Histogram::new(buckets::REQUEST_SECONDS);
         let tokens = || Histogram::new(buckets::REQUEST_TOKENS);
         let metrics = Self {
+            errors: Family::default(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             finished: Family::default(),
@@ -109,6 +116,7 @@ impl RequestMetrics {
         let m = metrics.clone();
         registry.register("vllm:prompt_tokens", "Tokens of prompts read", m.prompt_tokens);
         registry.register("vllm:generation_tokens", "Tokens generated", m.generation_tokens);
+        registry.register("fairlead_request_errors", "Requests answered with an error, by status", m.errors);
         registry.register("vllm:request_success", "Answers by how they ended", m.finished);
         for (name, help, histogram) in [
             (
@@ -148,6 +156,10 @@ impl RequestMetrics {
             drop(metrics.finished.get_or_create(&FinishedLabels { finished_reason: reason.as_str() }));
         }
         metrics
+    }
+
+    pub fn error(&self, status: u16) {
+        self.errors.get_or_create(&StatusLabels { status: status.into() }).inc();
     }
 
     pub fn queued(&self, since_arrival: Duration) {

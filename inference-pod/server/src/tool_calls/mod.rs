@@ -6,7 +6,7 @@ mod call_scanner;
 mod demand;
 mod parser;
 
-pub use self::demand::demand;
+pub use self::demand::{demand, form_or_calls};
 pub use self::parser::{ToolEvent, ToolParser};
 
 /// How a model writes calls of tools.

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -58,6 +59,8 @@ pub struct Pod {
     /// Of the admin port, where it was asked for.
     pub admin: Option<String>,
     pub client: reqwest::Client,
+    /// What it has logged since it listens.
+    log: Arc<Mutex<Vec<String>>>,
     _model: Option<tempfile::TempDir>,
 }
 
@@ -127,9 +130,13 @@ impl Pod {
                 break format!("http://{}", fields["address"].as_str().unwrap());
             }
         };
-        // Nobody reads the rest, but the pipe must not fill.
-        std::thread::spawn(move || lines.for_each(drop));
-        let pod = Self { child, url, admin, client: reqwest::Client::new(), _model: None };
+        // The pipe must not fill.
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&log);
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line));
+        });
+        let pod = Self { child, url, admin, client: reqwest::Client::new(), log, _model: None };
         pod.until("/readyz", |status, _| status == 200).await;
         pod
     }
@@ -144,6 +151,22 @@ impl Pod {
                 return;
             }
             assert!(begun.elapsed() < PATIENCE, "{path} still answers {status} {text}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The line of the log with this message about the request of this name; waits for it.
+    pub async fn logged(&self, request_id: &str, message: &str) -> Value {
+        let begun = Instant::now();
+        let is_wanted =
+            |line: &Value| line["fields"]["request_id"] == request_id && line["fields"]["message"] == message;
+        loop {
+            let lines = self.log.lock().unwrap().clone();
+            let mut lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            if let Some(line) = lines.find(is_wanted) {
+                return line;
+            }
+            assert!(begun.elapsed() < PATIENCE, "no line about {request_id}: {message}");
             tokio::task::yield_now().await;
         }
     }
@@ -177,6 +200,17 @@ impl Pod {
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
+}
+
+/// Token counts of a request none of whose prompt was in the cache.
+pub fn usage(prompt: u64, completion: u64) -> Value {
+    cached_usage(prompt, completion, 0)
+}
+
+/// The same with so many tokens from the cache.
+pub fn cached_usage(prompt: u64, completion: u64, cached: u64) -> Value {
+    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached}})
 }
 
 /// Reads a whole stream.
