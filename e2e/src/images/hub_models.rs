@@ -70,7 +70,7 @@ struct Shape {
 fn write_adapter(folder: &Path, shape: &Shape) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     let config = json!({
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "fairlead/tiny", "r": 1, "lora_alpha": 8,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "fairlead/tiny", "r": 1, "lora_alpha": 16,
         "bias": "none", "target_modules": ["down_proj"], "layers_to_transform": [shape.num_hidden_layers - 1],
     });
     let path = folder.join("adapter_config.json");

@@ -44,11 +44,6 @@ impl Constraint for InTurn {
         places.take_while(|(index, token)| **token as usize % 2 == (self.0 + index) % 2).count()
     }
 
-    fn roll_back(&mut self, count: usize) -> Result<(), String> {
-        self.0 = self.0.checked_sub(count).ok_or("so many were not taken in")?;
-        Ok(())
-    }
-
     fn fork(&self) -> Box<dyn Constraint> {
         Box::new(self.clone())
     }
