@@ -1,0 +1,79 @@
+"""The endless training data: batches of generated items, easy ones first. The same seed gives the same batches."""
+
+import random
+
+import chat
+import passages
+import questions
+from words import Words
+
+# Rows are padded to one of a few lengths, so that few shapes are compiled; each shape is about 4,096 tokens.
+LENGTHS = (128, 192, 256, 384, 512, 768)
+TOKENS = 4096
+SYSTEMS = ("You are a helpful assistant.", "Answer from the context.", "You are a polite assistant. Answer briefly.", "Answer the question from the numbered passages.", "Be brief.")
+REPEATS = ("Say that again.", "Repeat it.", "What does it say?", "Read it to me.")
+
+# From which step: how many passages, how many are absent, how likely a distractor resembles the target.
+STAGES = (
+    (0, (1,), 0.0, 0.0),
+    (120, (1, 2), 0.12, 0.3),
+    (400, (2, 3), 0.2, 0.5),
+    (900, (2, 3, 3, 4, 4, 5), 0.23, 0.6),
+)
+
+
+class Stream:
+    def __init__(self, encoder, seed, absent=None):
+        self.encoder, self.rng, self.absent = encoder, random.Random(seed), absent
+        self.words = Words(self.rng)
+        self.rows = {length: [] for length in LENGTHS}
+
+    def state(self):
+        return {"rng": self.rng.getstate(), "rows": self.rows}
+
+    def load(self, state):
+        self.rng.setstate(state["rng"])
+        self.rows = state["rows"]
+
+    def conversation(self):
+        """Several short turns in one row, as in a real conversation."""
+        ids, weights = [], []
+        system = self.rng.choice(SYSTEMS) if self.rng.random() < 0.1 else None
+        while True:
+            user, answer = chat.turn(self.words)
+            if self.rng.random() < 0.3:
+                user = questions.vary(self.rng, user)
+            more, cost = self.encoder.item(user, answer, system=None if ids else system)
+            if ids and len(ids) + len(more) > LENGTHS[0]:
+                return ids, weights
+            ids, weights = ids + more, weights + cost
+
+    def repetition(self):
+        text = " ".join(self.words.word() for _ in range(self.rng.randint(4, 14)))
+        return self.encoder.item(passages.prompt(self.rng.choice(REPEATS), [passages.sentence(text)]), "[1] " + passages.sentence(text), cited=True)
+
+    def example(self, step):
+        r = self.rng
+        _, counts, absent, hard = next(s for s in reversed(STAGES) if step >= s[0])
+        if step < STAGES[1][0] and r.random() < 0.5:
+            return self.repetition()
+        if step >= STAGES[1][0] and r.random() < 0.015:
+            return self.conversation()
+        if self.absent is not None and absent:
+            absent = self.absent
+        made = passages.item(self.words, r.choice(counts), r.random() < absent, hard, longest=1 if step < STAGES[1][0] else 3)
+        system = r.choice(SYSTEMS) if r.random() < 0.04 else None
+        return self.encoder.item(passages.prompt(questions.vary(r, made.question), made.passages), made.answer, made.cited is not None, system)
+
+    def batch(self, step):
+        """Rows of (ids, weights) and the length to pad them to."""
+        while True:
+            ids, weights = self.example(step)
+            length = next((n for n in LENGTHS if n > len(ids)), None)
+            if length is None:
+                continue
+            rows = self.rows[length]
+            rows.append((ids, weights))
+            if len(rows) == TOKENS // length:
+                self.rows[length] = []
+                return rows, length

@@ -1,0 +1,80 @@
+"""The byte-level BPE tokenizer, the chat template, and an item as weighted tokens."""
+
+import os
+import random
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # before the import; the training has the cores
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import chat
+import passages
+import questions
+from words import Words
+
+PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
+SPECIAL = [PAD, START, END]
+VOCABULARY = 3072
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def sample_text(seed, items):
+    w = Words(random.Random(seed))
+    for _ in range(items):
+        made = passages.item(w, w.rng.randint(1, 3), False, 0.3)
+        yield made.prompt
+        yield questions.vary(w.rng, made.question)
+        if w.rng.random() < 0.2:
+            yield "\n".join(chat.turn(w))
+
+
+def train(seed=1, items=30000):
+    """Digits stand alone, so that a number is copied digit by digit and a citation is one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator(sample_text(seed, items), trainer)
+    return tokenizer
+
+
+def render(messages, generate=False):
+    """What the chat template renders, without a template engine."""
+    text = "".join(f"{START}{role}\n{content.strip()}{END}\n" for role, content in messages)
+    return text + (f"{START}assistant\n" if generate else "")
+
+
+# How much a token's prediction counts.
+# Of context only a third or so is scored (train.predicted).
+CONTEXT, ANSWER, OPENING, DECISION, DIGIT = 0.3, 1.0, 2.0, 4.0, 8.0
+
+
+class Encoder:
+    """Turns conversations into token ids and loss weights. A token's weight is that of predicting it."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.pad, self.end = tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)
+        self.break_ids = self.ids("\n")
+
+    def ids(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def item(self, user, answer, cited=False, system=None):
+        before = render(([("system", system)] if system else []) + [("user", user)], generate=True)
+        head, tail = self.ids(before), self.ids(answer) + [self.end]
+        weights = [ANSWER] * len(tail)
+        weights[0] = DECISION
+        if cited:  # "[", digit, "]", and then where the sentence begins
+            weights[1] = DIGIT
+            for i in range(2, min(6, len(weights))):
+                weights[i] = OPENING
+        return head + tail + self.break_ids, [CONTEXT] * len(head) + weights + [CONTEXT] * len(self.break_ids)

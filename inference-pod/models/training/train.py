@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""Trains the model on generated data. See README.md.
+
+    train.py --name v1 --steps 6000                     # or resumes where NAME stopped
+    train.py --name v1 --finish-by 5000                 # resumes, and brings the end of the decay forward
+    train.py --name v2 --from v1:4500 --data-seed 2 --steps 5200
+
+Checkpoints, the tokenizer and the learning curve are kept in $FAIRLEAD_CACHE/small-model/NAME. What is computed depends on the
+arguments and the number of threads, never on the clock, and stopping and resuming changes nothing.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import time
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+import passages
+import structure
+import tokenizer as tokens
+from model import Llama, Shape, weighted_loss
+from muon import Optimiser
+from stream import Stream
+from words import Words
+
+IGNORED = -100
+
+
+def cache():
+    home = os.environ.get("FAIRLEAD_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fairlead")
+    return pathlib.Path(home) / "small-model"
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--name", required=True, help="of the run; the same name resumes it")
+    parser.add_argument("--steps", type=int, default=6000, help="steps of about 4,096 tokens (default 6000)")
+    parser.add_argument("--finish-by", type=int, help="in place of --steps: bring the end forward on resume")
+    parser.add_argument("--decay", type=float, default=0.6, help="last part of the steps over which the rate falls to nothing (default 0.6)")
+    parser.add_argument("--from", dest="origin", help="RUN:STEP, a kept checkpoint to begin from")
+    parser.add_argument("--seed", type=int, default=1, help="of the weights and the tokenizer")
+    parser.add_argument("--data-seed", type=int, default=1, help="of the training data")
+    parser.add_argument("--absent", type=float, help="part of the questions without an answer, in place of the curriculum's")
+    parser.add_argument("--matrix-rate", type=float, default=0.02)
+    parser.add_argument("--other-rate", type=float, default=4e-3)
+    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--keep-every", type=int, default=500)
+    parser.add_argument("--measure-every", type=int, default=250)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cache", type=pathlib.Path, default=cache())
+    parser.add_argument("--no-compile", action="store_true")
+    return parser.parse_args()
+
+
+def factor(step, total, decay):
+    warm = min(1.0, (step + 1) / 60)
+    return warm * min(1.0, max(0.0, (total - step) / (decay * total)))
+
+
+def tensors(rows, length, pad):
+    """Inputs, the tokens that follow them, and what each of these counts."""
+    ids = torch.full((len(rows), length), pad)
+    weights = torch.zeros(len(rows), length)
+    for i, (row, cost) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        weights[i, : len(row)] = torch.tensor(cost)
+    targets = torch.full_like(ids, pad)
+    targets[:, :-1] = ids[:, 1:]
+    shifted = torch.zeros_like(weights)
+    shifted[:, :-1] = weights[:, 1:]
+    return ids, targets, shifted
+
+
+def predicted(weights, step, count=1280):
+    """The positions whose prediction is scored: of answers all, of contexts a sample, which saves most of the projection."""
+    flat = weights.reshape(-1)
+    order = torch.rand(flat.shape, generator=torch.Generator().manual_seed(step)) + (flat >= 1.0) * 2 + (flat > 0)
+    return order.topk(count).indices
+
+
+def held_out_items(encoder, count=96, length=512):
+    """A fixed sample from the held-out words, for the learning curve. evaluate.py draws others."""
+    w = Words(random.Random("curve"), held_out=True)
+    found = []
+    while len(found) < count:
+        made = passages.item(w, w.rng.choice((3, 4, 5)), w.rng.random() < 0.25, 0.6)
+        ids, weights = encoder.item(made.prompt, made.answer, made.cited is not None)
+        if len(ids) < length:
+            found.append((ids, weights, made.cited))
+    return found
+
+
+@torch.no_grad()
+def measure(model, items, pad, batch=16, length=512):
+    """Teacher-forced: whole answers right, citations right among the answered, refusals right among the absent."""
+    right, cited, refused = [], [], []
+    for start in range(0, len(items), batch):
+        part = items[start : start + batch]
+        ids, targets, weights = tensors([(i, c) for i, c, _ in part], length, pad)
+        guess = model.logits(ids).argmax(-1)
+        for row, (_, _, citation) in enumerate(part):
+            answer = weights[row] >= 1.0
+            good = (guess[row] == targets[row])[answer]
+            right.append(bool(good.all()))
+            (refused if citation is None else cited).append(bool(good[0]) if citation is None else bool(good[:2].all()))
+    mean = lambda values: round(sum(values) / max(1, len(values)), 3)
+    return {"exact": mean(right), "citation": mean(cited), "refusal": mean(refused)}
+
+
+def main():
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    total = arguments.finish_by or arguments.steps
+    home = arguments.cache / arguments.name
+    home.mkdir(parents=True, exist_ok=True)
+    origin = None
+    if arguments.origin:
+        run, _, step = arguments.origin.partition(":")
+        origin = arguments.cache / run / f"step-{int(step):06}.pt"
+
+    vocabulary = home / "tokenizer.json"
+    if not vocabulary.exists():
+        if origin:
+            vocabulary.write_bytes((origin.parent / "tokenizer.json").read_bytes())
+        else:
+            tokens.train(arguments.seed).save(str(vocabulary))
+    tokenizer = Tokenizer.from_file(str(vocabulary))
+    encoder = tokens.Encoder(tokenizer)
+    model = Llama(Shape(vocabulary=tokenizer.get_vocab_size()))
+    structure.initialise(model, [tokenizer.decode([i], skip_special_tokens=False) for i in range(tokenizer.get_vocab_size())], arguments.seed)
+    masters = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimiser = Optimiser(model.named_parameters(), arguments.matrix_rate, arguments.other_rate)
+    for name, value in masters.items():
+        optimiser.masters[name].copy_(value)
+    stream = Stream(encoder, arguments.data_seed, arguments.absent)
+
+    last, step, consumed = home / "last.pt", 0, 0
+    saved = last if last.exists() else origin
+    if saved:
+        state = torch.load(saved, weights_only=False)
+        optimiser.load(state["optimiser"])
+        step, consumed = state["step"], state["tokens"]
+        if saved is last:
+            stream.load(state["stream"])
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, step {step} of {total}", flush=True)
+
+    layers = [layer if arguments.no_compile else torch.compile(layer, dynamic=False) for layer in model.model.layers]
+    head = weighted_loss if arguments.no_compile else torch.compile(weighted_loss, dynamic=False)
+    torch._dynamo.config.recompile_limit = 64
+    cos, sin = model.cos, model.sin
+
+    def loss_of(ids, targets, weights, chosen):
+        x = model.model.embed_tokens(ids)
+        length = ids.shape[1]
+        for layer in layers:
+            x = layer(x, cos[:length], sin[:length])
+        x = model.model.norm(x).reshape(-1, x.shape[-1])
+        return head(x[chosen], model.model.embed_tokens.weight, targets.reshape(-1)[chosen], weights.reshape(-1)[chosen])
+
+    items = held_out_items(encoder)
+    curve = (home / "curve.jsonl").open("a", encoding="utf-8")
+    began, losses = time.monotonic(), []
+
+    def save(path):
+        partial = path.with_suffix(".partial")
+        torch.save({"optimiser": optimiser.state(), "stream": stream.state(), "step": step, "tokens": consumed, "total": total, "shape": model.shape.as_dict()}, partial)
+        partial.replace(path)
+
+    with tqdm(total=total, initial=step, unit="step", mininterval=5, dynamic_ncols=True) as bar:
+        while step < total:
+            rows, length = stream.batch(step)
+            ids, targets, weights = tensors(rows, length, encoder.pad)
+            loss = loss_of(ids, targets, weights, predicted(weights, step))
+            loss.backward()
+            optimiser.step(factor(step, total, arguments.decay))
+            step += 1
+            consumed += sum(len(row) for row, _ in rows)
+            losses.append(float(loss.detach()))
+            bar.update()
+            if step % 10 == 0:
+                bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", tokens=f"{consumed / 1e6:.2f}M", refresh=False)
+            if step % arguments.measure_every == 0 or step == total:
+                line = {"step": step, "tokens": consumed, "seconds": round(time.monotonic() - began), "loss": round(sum(losses[-100:]) / len(losses[-100:]), 4)}
+                line |= measure(model, items, encoder.pad)
+                print(json.dumps(line), file=curve, flush=True)
+                tqdm.write(json.dumps(line))
+            if step % arguments.save_every == 0 or step == total:
+                save(last)
+            if step % arguments.keep_every == 0 or step == total:
+                save(home / f"step-{step:06}.pt")
+
+
+if __name__ == "__main__":
+    main()
