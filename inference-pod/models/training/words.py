@@ -143,7 +143,7 @@ inspection visit reading lesson game review retreat webinar audit drill""".split
 SPORTS = """tennis chess football hockey golf rugby cricket darts cards piano guitar drums violin flute badminton volleyball
 basketball billiards draughts bowls squash handball""".split()
 
-ILLNESSES = """fever headache cough nausea dizziness toothache hiccups migraine rash cramps heartburn insomnia asthma hay-fever
+ILLNESSES = """fever headache cough nausea dizziness toothache hiccups migraine rash cramps heartburn insomnia asthma measles
 sunburn backache earache thirst tiredness swelling itching infection inflammation""".split()
 
 SUBJECTS = """history physics chemistry biology geology botany medicine law economics music drama philosophy mathematics
@@ -175,8 +175,8 @@ def words_of(text):
 
 
 def is_held_out(word):
-    """Whether the checksum keeps `word` for the evaluation: one word in eight."""
-    return zlib.crc32(("fairlead " + word.lower()).encode()) % 8 == 0
+    """Whether the checksum keeps `word` for the evaluation: one word in eight. A plural goes with its singular."""
+    return zlib.crc32(("fairlead " + word.lower().rstrip("s")).encode()) % 8 == 0
 
 
 @functools.cache

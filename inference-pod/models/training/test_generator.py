@@ -1,0 +1,96 @@
+"""Unit tests of the data generator: `python -m unittest` in this folder. They need neither torch nor a model."""
+
+import random
+import re
+import unittest
+
+import passages
+import questions
+import templates
+import words
+
+
+def items(seed, count, held_out=False, absent=False, file=None):
+    w = words.Words(random.Random(seed), held_out=held_out)
+    return [passages.item(w, w.rng.choice((2, 3, 4, 5)), absent, 0.7, file=file) for _ in range(count)]
+
+
+class Answered(unittest.TestCase):
+    def test_the_cited_passage_holds_the_gold_phrase_and_the_answer(self):
+        for held_out, file in ((False, None), (True, None), (True, "relations_held_out.txt")):
+            for item in items(1, 600, held_out, file=file):
+                text = item.passages[item.cited - 1]
+                self.assertIn(item.gold.lower(), text.lower())
+                self.assertTrue(item.answer.startswith(f"[{item.cited}] "))
+                self.assertIn(item.answer[4:], text)
+
+    def test_only_one_sentence_answers(self):
+        for item in items(2, 600):
+            answering = [fact for group in item.facts for fact in group if item.key in fact.keys]
+            self.assertEqual(len(answering), 1)
+
+    def test_numbers_follow_the_question(self):
+        item = items(3, 1)[0]
+        lines = item.prompt.split("\n")
+        self.assertTrue(lines[0].startswith("Question: "))
+        self.assertEqual([line[:4] for line in lines[1:]], [f"[{i}] " for i in range(1, len(lines))])
+
+
+class Absent(unittest.TestCase):
+    def test_no_fact_answers(self):
+        for file in (None, "relations_held_out.txt"):
+            for item in items(4, 600, True, absent=True, file=file):
+                self.assertEqual(item.answer, passages.ABSENT)
+                self.assertFalse(any(item.key in fact.keys for group in item.facts for fact in group))
+
+
+class Split(unittest.TestCase):
+    def test_no_held_out_word_is_trained_on(self):
+        fixed = words.template_words()
+        trained = set()
+        for item in items(5, 3000) + items(6, 800, absent=True):
+            trained.update(words.words_of(item.prompt))
+        lists = {part for name in words.LISTS for word in words.LISTS[name] for part in words.words_of(word)}
+        leaked = {word for word in lists if words.is_held_out(word) and word not in fixed} & trained
+        self.assertFalse(leaked)
+
+    def test_pseudo_words_fall_on_one_side(self):
+        for held_out in (False, True):
+            w = words.Words(random.Random(7), held_out=held_out)
+            self.assertTrue(all(words.is_held_out(w.pseudo()) == held_out for _ in range(2000)))
+
+    def test_no_held_out_relation_is_trained_on(self):
+        held = templates.relations("relations_held_out.txt")
+        known = templates.relations()
+        self.assertFalse({r.name for r in held} & {r.name for r in known})
+        mine = {t for r in known for t in r.statements + r.questions}
+        self.assertFalse({t for r in held for t in r.statements + r.questions} & mine)
+        # The fixed words of a held-out statement, in a row, occur in no training item.
+        spoken = [re.sub(r"\{\w\}", ".+", re.escape(s).replace(r"\{", "{").replace(r"\}", "}")) for r in held for s in r.statements]
+        patterns = [re.compile(p, re.I) for p in spoken if len(re.sub(r"\.\+", "", p)) > 12]
+        sentences = [fact.sentence for item in items(8, 800) for group in item.facts for fact in group]
+        for pattern in patterns:
+            for sentence in sentences:
+                self.assertIsNone(pattern.fullmatch(sentence.rstrip(".")), sentence)
+
+    def test_every_family_has_words_to_draw_on_both_sides(self):
+        for held_out in (False, True):
+            w = words.Words(random.Random(9), held_out=held_out)
+            self.assertGreater(len(w.verbs), 5)
+            self.assertGreater(len(w.lists["any"]), 80)
+
+
+class Questions(unittest.TestCase):
+    def test_variants_are_seeded_and_some_are_lower_case(self):
+        asked = "When is the Tarvix museum open?"
+        first = [questions.vary(random.Random(i), asked) for i in range(400)]
+        self.assertEqual(first, [questions.vary(random.Random(i), asked) for i in range(400)])
+        lower = sum(q == q.lower() for q in first) / 400
+        self.assertTrue(0.18 < lower < 0.36, lower)
+
+    def test_the_same_seed_gives_the_same_items(self):
+        self.assertEqual([i.prompt for i in items(10, 50)], [i.prompt for i in items(10, 50)])
+
+
+if __name__ == "__main__":
+    unittest.main()
