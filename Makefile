@@ -51,6 +51,8 @@ e2e-tool: setup
 verify: setup ## Format and lints (a test says when generated files are stale)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	# Outside the workspace, and still to be kept building.
+	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --bins -- --deny warnings
 
 fuzz: setup ## Throw random bytes at every parser, SECONDS=60 each
 	scripts/fuzz.sh $(or $(SECONDS),60)
