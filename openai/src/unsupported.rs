@@ -71,7 +71,6 @@ pub(crate) const OF_BOTH: &[Unsupported] = &[
 /// Of `/v1/chat/completions`.
 pub(crate) const OF_CHATS: &[Unsupported] = &[
     field("echo", is_false, "leave it out: messages are not part of the answer"),
-    field("prediction", never, "leave it out: it would only save time"),
     field("web_search_options", never, "leave it out: this server searches nothing"),
     field("modalities", is_text_alone, "leave it out: this server answers with text"),
     field("audio", never, "leave it out: this server answers with text"),

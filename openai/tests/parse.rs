@@ -445,7 +445,6 @@ fn what_would_change_the_answer_is_refused_unless_it_changes_nothing() {
         ("echo", json!(true), vec![json!(false)]),
         ("chat_template", json!("{{ x }}"), vec![]),
         ("documents", json!([{"text": "x"}]), vec![json!([])]),
-        ("prediction", json!({"type": "content", "content": "x"}), vec![]),
         ("web_search_options", json!({}), vec![]),
         ("audio", json!({}), vec![]),
         ("modalities", json!(["audio"]), vec![json!(["text"])]),
@@ -482,7 +481,7 @@ fn what_would_change_the_answer_is_refused_unless_it_changes_nothing() {
 
 #[test]
 fn what_only_hints_is_accepted() {
-    let hints = json!({"reasoning_effort": "high", "verbosity": "low", "metadata": {"a": "b"}, "store": true, "user": "u",
+    let hints = json!({"prediction": {"type": "content", "content": "x"}, "reasoning_effort": "high", "verbosity": "low", "metadata": {"a": "b"}, "store": true, "user": "u",
         "safety_identifier": "s", "service_tier": "flex", "prompt_cache_key": "k", "prompt_cache_retention": "24h"});
     assert_eq!(chat(hints.clone()).unwrap().unsupported(), None);
     assert_eq!(completion(hints).unwrap().unsupported(), None);
