@@ -305,7 +305,7 @@ def run_models(binary, cache, logs):
         engines = [Ours(binary, folder, dtype, THREADS, logs / "fairlead.log", "--kv-cache-bytes", str(2 << 30))]
         try:
             for name in ("transformers", "transformers-cb", "llama.cpp"):
-                if name == "transformers-cb" and (large or QUICK):
+                if name == "transformers-cb" and QUICK:
                     continue
                 try:
                     engines.append(Peer(name, folder, dtype, THREADS))
