@@ -25,7 +25,7 @@ from engines import Failed, Ours, Peer
 QUICK = os.environ.get("QUICK") == "1"
 THREADS = int(os.environ.get("THREADS", "2"))
 REPEATS = int(os.environ.get("REPEATS", "2" if QUICK else "3"))
-SECONDS = float(os.environ.get("BENCH_SECONDS", "240" if QUICK else "1200"))
+SECONDS = float(os.environ.get("BENCH_SECONDS", "240" if QUICK else "2400"))
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX_TOKENS = 1000
 
