@@ -31,7 +31,7 @@ def main():
     state = torch.load(home / (f"step-{arguments.step:06}.pt" if arguments.step else "last.pt"), weights_only=False)
     out.mkdir(parents=True, exist_ok=True)
     shape = Shape(**state["shape"])
-    weights = {name: value.bfloat16().contiguous() for name, value in sorted(state["optimiser"]["masters"].items())}
+    weights = {name: value.bfloat16().contiguous() for name, value in sorted(state["optimiser"]["masters"].items()) if name.startswith("model.")}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     (out / "tokenizer.json").write_bytes((home / "tokenizer.json").read_bytes())
     vocabulary = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]

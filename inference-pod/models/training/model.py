@@ -12,7 +12,7 @@ class Shape:
     vocabulary: int = 3072
     hidden: int = 192
     layers: int = 6
-    heads: int = 3
+    heads: int = 4
     head_dim: int = 64
     feed_forward: int = 384
     rope_theta: float = 50000.0

@@ -24,6 +24,8 @@ class Item:
     cited: int | None
     key: tuple = ()
     facts: list = None  # for each passage its facts
+    sentences: list = None  # for each passage its sentences as they stand
+    answered_by: tuple | None = None  # which passage and which of its sentences, from zero
     family: str = ""
 
     @property
@@ -130,14 +132,16 @@ def item(w, count, absent, hard, file=None, target=None, longest=3):
             r.shuffle(group)
             groups.append(group)
     r.shuffle(groups)
-    texts, answer, cited = [], ABSENT, None
+    texts, sentences, answer, cited, answered_by = [], [], ABSENT, None, None
     for i, group in enumerate(groups, 1):
         text, said = passage(w, group)
         texts.append(text)
-        if not absent and any(fact is target for fact in group):
-            cited = i
-            answer = f"[{i}] {next(s for f, s in zip(group, said) if f is target)}"
+        sentences.append(said)
+        place = next((at for at, fact in enumerate(group) if fact is target), None)
+        if not absent and place is not None:
+            cited, answered_by = i, (i - 1, place)
+            answer = f"[{i}] {said[place]}"
     question = target.question
     if not absent and r.random() < 0.12:
         question = loosely(question, target, [fact.entity for group in groups for fact in group if fact is not target])
-    return Item(question, texts, answer, None if absent else target.gold, cited, target.key, groups)
+    return Item(question, texts, answer, None if absent else target.gold, cited, target.key, groups, sentences=sentences, answered_by=answered_by)

@@ -3,23 +3,27 @@
 import random
 
 import chat
+import guidance
 import passages
 import questions
+from tokenizer import Row
 from words import Words
 
 # Rows are padded to one of a few lengths, so that few shapes are compiled; each shape is about 4,096 tokens.
-LENGTHS = (128, 192, 256, 384, 512, 768)
+LENGTHS = (96, 128, 160, 192, 256, 320, 384, 512, 704)
 TOKENS = 4096
+# Tokens of a row of short turns.
+CONVERSATION = 120
 SYSTEMS = ("You are a helpful assistant.", "Answer from the context.", "You are a polite assistant. Answer briefly.", "Answer the question from the numbered passages.", "Be brief.")
 REPEATS = ("Say that again.", "Repeat it.", "What does it say?", "Read it to me.")
 
 # From which step: how many passages, how many are absent, how likely a distractor resembles the target.
 STAGES = (
     (0, (1,), 0.0, 0.0),
-    (120, (1, 2), 0.12, 0.3),
-    (400, (2, 3), 0.2, 0.5),
-    (900, (2, 3, 3, 4, 4, 5), 0.23, 0.6),
-    (1250, (1, 2, 3, 3, 4, 4, 5, 6), 0.24, 0.65),
+    (100, (1, 2, 2), 0.2, 0.3),
+    (350, (2, 3), 0.25, 0.5),
+    (900, (1, 2, 3, 3, 4), 0.25, 0.6),
+    (1600, (1, 2, 3, 3, 4, 4, 5, 6), 0.25, 0.65),
 )
 
 
@@ -44,14 +48,18 @@ class Stream:
             user, answer = chat.turn(self.words)
             if self.rng.random() < 0.3:
                 user = questions.vary(self.rng, user)
-            more, cost = self.encoder.item(user, answer, system=None if ids else system)
-            if ids and len(ids) + len(more) > LENGTHS[0]:
-                return ids, weights
-            ids, weights = ids + more, weights + cost
+            more = self.encoder.item(user, answer, system=None if ids else system)
+            if ids and len(ids) + len(more.ids) > CONVERSATION:
+                return Row(ids, weights)
+            ids, weights = ids + more.ids, weights + more.weights
 
     def repetition(self):
-        text = " ".join(self.words.word() for _ in range(self.rng.randint(4, 14)))
-        return self.encoder.item(passages.prompt(self.rng.choice(REPEATS), [passages.sentence(text)]), "[1] " + passages.sentence(text), cited=True)
+        text = passages.sentence(" ".join(self.words.word() for _ in range(self.rng.randint(4, 14))))
+        asked = self.rng.choice(REPEATS)
+        row = self.encoder.question(asked, passages.Item(asked, [text], "[1] " + text, text, 1, sentences=[[text]], answered_by=(0, 0)))
+        # Nothing in the question says that this sentence answers it.
+        row.marks["verdict"] = [guidance.NONE] * len(row.ids)
+        return row
 
     def example(self, step):
         r = self.rng
@@ -64,17 +72,17 @@ class Stream:
             absent = self.absent
         made = passages.item(self.words, r.choice(counts), r.random() < absent, hard, longest=1 if step < STAGES[1][0] else 3)
         system = r.choice(SYSTEMS) if r.random() < 0.04 else None
-        return self.encoder.item(passages.prompt(questions.vary(r, made.question), made.passages), made.answer, made.cited is not None, system)
+        return self.encoder.question(questions.vary(r, made.question), made, system)
 
     def batch(self, step):
-        """Rows of (ids, weights) and the length to pad them to."""
+        """Rows and the length to pad them to."""
         while True:
-            ids, weights = self.example(step)
-            length = next((n for n in LENGTHS if n > len(ids)), None)
+            row = self.example(step)
+            length = next((n for n in LENGTHS if n > len(row.ids)), None)
             if length is None:
                 continue
             rows = self.rows[length]
-            rows.append((ids, weights))
+            rows.append(row)
             if len(rows) == TOKENS // length:
                 self.rows[length] = []
                 return rows, length

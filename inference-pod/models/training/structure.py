@@ -80,7 +80,8 @@ def initialise(model, tokens, seed=1):
     # Content is compared in the slow pairs of the rope, whose angle hardly changes over a prompt.
     slow = list(range(20, 32)) + list(range(52, 64))
     second = model.model.layers[1].self_attn
-    for index in range(shape.heads):
+    copying = max(1, shape.heads - 1)
+    for index in range(copying):
         rows = slice(index * head, (index + 1) * head)
         part = [(index * 12 + i) % width for i in range(12)]
         q, k, v = torch.zeros(head, hidden), torch.zeros(head, hidden), torch.zeros(head, hidden)
@@ -89,7 +90,7 @@ def initialise(model, tokens, seed=1):
             k[slow[i], before.start + p] = 1.7  # ... against the token before the one that is looked at
             q[slow[12 + i], before.start + p] = 1.5
             k[slow[12 + i], before2.start + p] = 1.5
-        share = -(-size // shape.heads)
+        share = -(-size // copying)
         dims = range(token.start + index * share, min(token.start + (index + 1) * share, token.stop))
         for i, d in enumerate(dims):
             v[i, d] = 1.0

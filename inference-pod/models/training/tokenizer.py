@@ -2,12 +2,14 @@
 
 import os
 import random
+from typing import NamedTuple
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # before the import; the training has the cores
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import chat
+import guidance
 import passages
 import questions
 from words import Words
@@ -53,28 +55,52 @@ def render(messages, generate=False):
 
 
 # How much a token's prediction counts.
-# Of context only a third or so is scored (train.predicted).
-CONTEXT, ANSWER, OPENING, DECISION, DIGIT = 0.3, 1.0, 2.0, 4.0, 8.0
+# Of context only a part is scored (train.predicted).
+CONTEXT, ANSWER, OPENING, DECISION, DIGIT = 0.1, 1.0, 2.0, 4.0, 8.0
+
+
+class Row(NamedTuple):
+    ids: list
+    weights: list  # what predicting each token counts
+    marks: dict | None = None  # guidance.LABELS, one list each
 
 
 class Encoder:
-    """Turns conversations into token ids and loss weights. A token's weight is that of predicting it."""
+    """Turns conversations into rows."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.pad, self.end = tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)
         self.break_ids = self.ids("\n")
+        self.texts = [tokenizer.decode([i], skip_special_tokens=False) for i in range(tokenizer.get_vocab_size())]
 
     def ids(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def item(self, user, answer, cited=False, system=None):
+        """A turn without labels."""
         before = render(([("system", system)] if system else []) + [("user", user)], generate=True)
-        head, tail = self.ids(before), self.ids(answer) + [self.end]
+        return self.row(self.ids(before), self.ids(answer), cited)
+
+    def question(self, question, item, system=None):
+        """An item of passages, asked with `question`, with its labels."""
+        lead = render([("system", system)] if system else [])
+        user = passages.prompt(question, item.passages)
+        head = self.tokenizer.encode(lead + render([("user", user)], generate=True), add_special_tokens=False)
+        tail = self.tokenizer.encode(item.answer, add_special_tokens=False)
+        texts = [self.texts[i] for i in head.ids]
+        row = self.row(head.ids, tail.ids, item.cited is not None)
+        place = guidance.locate(user, question, item.sentences, item.answered_by)
+        marks = guidance.label(place, len(lead) + len(START + "user\n"), head.offsets, texts, tail.offsets, tail.ids + [self.end], head.ids, item.cited)
+        pad = [guidance.NONE] * (len(row.ids) - len(head.ids) - len(tail.ids) - 1)
+        return row._replace(marks={name: values + pad for name, values in marks.items()})
+
+    def row(self, head, tail, cited):
+        tail = tail + [self.end]
         weights = [ANSWER] * len(tail)
         weights[0] = DECISION
         if cited:  # "[", digit, "]", and then where the sentence begins
             weights[1] = DIGIT
             for i in range(2, min(6, len(weights))):
                 weights[i] = OPENING
-        return head + tail + self.break_ids, [CONTEXT] * len(head) + weights + [CONTEXT] * len(self.break_ids)
+        return Row(head + tail + self.break_ids, [CONTEXT] * len(head) + weights + [CONTEXT] * len(self.break_ids))

@@ -22,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+import guidance
 import passages
 import structure
 import tokenizer as tokens
@@ -59,26 +60,33 @@ def parse():
     return parser.parse_args()
 
 
+def fading(step, total, decay):
+    return min(1.0, max(0.0, (total - step) / (decay * total)))
+
+
 def factor(step, total, decay):
-    warm = min(1.0, (step + 1) / 60)
-    return warm * min(1.0, max(0.0, (total - step) / (decay * total)))
+    """Of the full rate: it rises over 60 steps and falls over the last part."""
+    return min(1.0, (step + 1) / 60) * fading(step, total, decay)
 
 
 def tensors(rows, length, pad):
-    """Inputs, the tokens that follow them, and what each of these counts."""
+    """Inputs, the tokens that follow them, what each of these counts, and the labels."""
     ids = torch.full((len(rows), length), pad)
     weights = torch.zeros(len(rows), length)
-    for i, (row, cost) in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        weights[i, : len(row)] = torch.tensor(cost)
+    marks = {name: torch.full((len(rows), length), guidance.NONE) for name in guidance.LABELS}
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        weights[i, : len(row.ids)] = torch.tensor(row.weights)
+        for name, values in (row.marks or {}).items():
+            marks[name][i, : len(values)] = torch.tensor(values)
     targets = torch.full_like(ids, pad)
     targets[:, :-1] = ids[:, 1:]
     shifted = torch.zeros_like(weights)
     shifted[:, :-1] = weights[:, 1:]
-    return ids, targets, shifted
+    return ids, targets, shifted, marks
 
 
-def predicted(weights, step, count=1280):
+def predicted(weights, step, count=1024):
     """The positions whose prediction is scored: of answers all, of contexts a sample, which saves most of the projection."""
     flat = weights.reshape(-1)
     order = torch.rand(flat.shape, generator=torch.Generator().manual_seed(step)) + (flat >= 1.0) * 2 + (flat > 0)
@@ -91,9 +99,9 @@ def held_out_items(encoder, count=96, length=512):
     found = []
     while len(found) < count:
         made = passages.item(w, w.rng.choice((3, 4, 5)), w.rng.random() < 0.25, 0.6)
-        ids, weights = encoder.item(made.prompt, made.answer, made.cited is not None)
-        if len(ids) < length:
-            found.append((ids, weights, made.cited))
+        row = encoder.item(made.prompt, made.answer, made.cited is not None)
+        if len(row.ids) < length:
+            found.append((row, made.cited))
     return found
 
 
@@ -103,9 +111,9 @@ def measure(model, items, pad, batch=16, length=512):
     right, cited, refused = [], [], []
     for start in range(0, len(items), batch):
         part = items[start : start + batch]
-        ids, targets, weights = tensors([(i, c) for i, c, _ in part], length, pad)
+        ids, targets, weights, _ = tensors([row for row, _ in part], length, pad)
         guess = model.logits(ids).argmax(-1)
-        for row, (_, _, citation) in enumerate(part):
+        for row, (_, citation) in enumerate(part):
             answer = weights[row] >= 1.0
             good = (guess[row] == targets[row])[answer]
             right.append(bool(good.all()))
@@ -134,11 +142,10 @@ def main():
     tokenizer = Tokenizer.from_file(str(vocabulary))
     encoder = tokens.Encoder(tokenizer)
     model = Llama(Shape(vocabulary=tokenizer.get_vocab_size()))
-    structure.initialise(model, [tokenizer.decode([i], skip_special_tokens=False) for i in range(tokenizer.get_vocab_size())], arguments.seed)
-    masters = {name: value.detach().clone() for name, value in model.named_parameters()}
-    optimiser = Optimiser(model.named_parameters(), arguments.matrix_rate, arguments.other_rate)
-    for name, value in masters.items():
-        optimiser.masters[name].copy_(value)
+    structure.initialise(model, encoder.texts, arguments.seed)
+    compiled = (lambda f: f) if arguments.no_compile else lambda f: torch.compile(f, dynamic=False)
+    guide = guidance.Guide(model.shape.hidden, compiled)
+    optimiser = Optimiser([*model.named_parameters(), *guide.named_parameters()], arguments.matrix_rate, arguments.other_rate)
     stream = Stream(encoder, arguments.data_seed, arguments.absent)
 
     last, step, consumed = home / "last.pt", 0, 0
@@ -151,22 +158,28 @@ def main():
             stream.load(state["stream"])
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, step {step} of {total}", flush=True)
 
-    layers = [layer if arguments.no_compile else torch.compile(layer, dynamic=False) for layer in model.model.layers]
-    head = weighted_loss if arguments.no_compile else torch.compile(weighted_loss, dynamic=False)
+    layers, head = [compiled(layer) for layer in model.model.layers], compiled(weighted_loss)
     torch._dynamo.config.recompile_limit = 64
     cos, sin = model.cos, model.sin
 
-    def loss_of(ids, targets, weights, chosen):
+    def loss_of(ids, targets, weights, marks, chosen):
+        """The loss of the next tokens, and that of where the guided heads look."""
         x = model.model.embed_tokens(ids)
-        length = ids.shape[1]
-        for layer in layers:
-            x = layer(x, cos[:length], sin[:length])
+        turn = cos[: ids.shape[1]], sin[: ids.shape[1]]
+        looking = {}
+        for index, layer in enumerate(layers):
+            looking |= guide.before(index, model.model.layers[index], x, *turn, marks)
+            x = layer(x, *turn)
+            looking |= guide.after(index, x, marks)
         x = model.model.norm(x).reshape(-1, x.shape[-1])
-        return head(x[chosen], model.model.embed_tokens.weight, targets.reshape(-1)[chosen], weights.reshape(-1)[chosen])
+        return head(x[chosen], model.model.embed_tokens.weight, targets.reshape(-1)[chosen], weights.reshape(-1)[chosen]), looking
 
     items = held_out_items(encoder)
     curve = (home / "curve.jsonl").open("a", encoding="utf-8")
-    began, losses = time.monotonic(), []
+    began, losses, lookings = time.monotonic(), [], {name: [] for name in guidance.LABELS}
+
+    def mean(values):
+        return round(sum(values[-100:]) / len(values[-100:]), 3)
 
     def save(path):
         partial = path.with_suffix(".partial")
@@ -176,19 +189,24 @@ def main():
     with tqdm(total=total, initial=step, unit="step", mininterval=5, dynamic_ncols=True) as bar:
         while step < total:
             rows, length = stream.batch(step)
-            ids, targets, weights = tensors(rows, length, encoder.pad)
-            loss = loss_of(ids, targets, weights, predicted(weights, step))
-            loss.backward()
-            optimiser.step(factor(step, total, arguments.decay))
+            ids, targets, weights, marks = tensors(rows, length, encoder.pad)
+            rate = factor(step, total, arguments.decay)
+            loss, looking = loss_of(ids, targets, weights, marks, predicted(weights, step))
+            # Guidance fades with the rate: in the end only answers count.
+            guided = sum(guidance.WEIGHTS[name] * lost for name, lost in looking.items())
+            (loss + fading(step, total, arguments.decay) * guided).backward()
+            optimiser.step(rate)
             step += 1
-            consumed += sum(len(row) for row, _ in rows)
+            consumed += sum(len(row.ids) for row in rows)
             losses.append(float(loss.detach()))
+            for name, lost in looking.items():
+                lookings[name].append(float(lost.detach()))
             bar.update()
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", tokens=f"{consumed / 1e6:.2f}M", refresh=False)
             if step % arguments.measure_every == 0 or step == total:
-                line = {"step": step, "tokens": consumed, "seconds": round(time.monotonic() - began), "loss": round(sum(losses[-100:]) / len(losses[-100:]), 4)}
-                line |= measure(model, items, encoder.pad)
+                line = {"step": step, "tokens": consumed, "seconds": round(time.monotonic() - began), "loss": mean(losses)}
+                line |= measure(model, items, encoder.pad) | {name: mean(values) for name, values in lookings.items()}
                 print(json.dumps(line), file=curve, flush=True)
                 tqdm.write(json.dumps(line))
             if step % arguments.save_every == 0 or step == total:

@@ -1,0 +1,159 @@
+"""Where to look: the extra labels that training has, because it made the text itself and knows what every answer copies.
+
+From answers alone a model of this size needs tens of millions of tokens to find out how to compare sentences with the
+question and to copy the right one. So some attention heads are also told where to look, and a probe that is thrown away
+afterwards asks the residual stream at each sentence's end whether the sentence answers. The model itself stays a plain Llama.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from model import rotate
+from questions import SMALL
+
+# No label; and the first token, which stands for "nowhere".
+NONE, NOWHERE = -1, 0
+
+# What a head is told: (layer, head, label, how much it counts).
+#   marker: the number of the passage that a token is in; start: the first token of its sentence;
+#   match: the same word in the question; end: from the answer's start to the end of the sentence that answers;
+#   source: from each token of the answer to the place in the passages that the next one is copied from.
+HEADS = ((1, 3, "marker", 0.1), (2, 0, "start", 0.1), (2, 1, "match", 0.2), (4, 0, "end", 0.4), (5, 0, "source", 0.4))
+PROBED_LAYER = 3
+WEIGHTS = {label: weight for _, _, label, weight in HEADS} | {"verdict": 0.4}
+LABELS = tuple(WEIGHTS)
+
+
+@dataclass
+class Place:
+    """Where the passages' sentences lie in a prompt: characters, first and one past the last."""
+
+    question: tuple
+    passages: list  # for each passage: the character of its number, and its sentences' borders
+    gold: tuple | None  # the sentence that answers
+
+
+def locate(prompt, question, sentences, gold):
+    """`sentences`: those of each passage; `gold`: (passage, sentence), counted from zero, or None."""
+    at = prompt.index("\n") + 1 if "\n" in prompt else len(prompt)
+    begin = at - 1 - len(question)
+    passages = []
+    for said in sentences:
+        number, at, borders = at + 1, prompt.index("] ", at) + 2, []
+        for text in said:
+            assert prompt[at : at + len(text)] == text
+            borders.append((at, at + len(text)))
+            at += len(text) + 1
+        passages.append((number, borders))
+    return Place((begin, begin + len(question)), passages, None if gold is None else passages[gold[0]][1][gold[1]])
+
+
+def normal(token):
+    return token.strip().lower()
+
+
+def label(place, offset, spans, texts, tail_spans, tail_ids, head_ids, cited):
+    """The labels of one row, each a list as long as prompt and answer together.
+
+    `offset`: where the user's text begins in the prompt; `spans`, `texts`: each prompt token's characters; `tail_spans`: the
+    answer's, without its end token.
+    """
+    count, tail = len(head_ids), len(tail_ids)
+    marks = {name: [NONE] * (count + tail) for name in LABELS}
+    token_at = {}
+    for i, (begin, end) in enumerate(spans):
+        for character in range(begin, end):
+            token_at[character] = i
+    where = lambda character: token_at[offset + character]
+
+    first, last = where(place.question[0]), where(place.question[1] - 1)
+    asked = {normal(texts[i]): i for i in range(first, last + 1)}
+    for i in range(where(place.passages[0][0]) if place.passages else count):
+        marks["marker"][i] = NOWHERE
+    for number, borders in place.passages:
+        digit = where(number)
+        for i in range(digit, where(borders[-1][1] - 1) + 1):
+            marks["marker"][i] = digit
+        for border in borders:
+            begin, end = where(border[0]), where(border[1] - 1)
+            marks["verdict"][end] = int(border == place.gold)
+            for i in range(begin, end + 1):
+                marks["start"][i] = begin
+                word = normal(texts[i])
+                if word.isalnum() and word not in SMALL:
+                    marks["match"][i] = asked.get(word, NOWHERE)
+
+    answer = count - 1  # the position that predicts the answer's first token
+    if place.gold is None:
+        for i in range(answer, answer + tail):
+            marks["source"][i] = NOWHERE
+        marks["end"][answer] = NOWHERE
+        return marks
+    for i in range(answer, answer + 4):
+        marks["end"][i] = where(place.gold[1] - 1)
+    digit = where(place.passages[cited - 1][0])
+    opening = 4  # characters of "[1] "
+    for i in range(1, tail):
+        marks["marker"][count + i] = count + 1
+    for j, (begin, end) in enumerate(tail_spans):
+        if end <= opening - 1:
+            source = digit - 1 + j
+        else:
+            # A token of the sentence may hold the blank before it.
+            source = where(place.gold[0] + max(begin, opening) - opening)
+            marks["start"][count + j] = count + 3
+        if tail_ids[j] == head_ids[source]:
+            marks["source"][answer + j] = source
+    return marks
+
+
+class Guide:
+    """The losses of the guided heads and of the probe."""
+
+    def __init__(self, hidden, compile=lambda f: f):
+        self.probe = torch.nn.Linear(hidden, 1)
+        torch.nn.init.zeros_(self.probe.weight)
+        torch.nn.init.zeros_(self.probe.bias)
+        self.looking, self.judging = compile(looking), compile(judging)
+
+    def named_parameters(self):
+        return [(f"probe.{name}", parameter) for name, parameter in self.probe.named_parameters()]
+
+    def before(self, index, layer, x, cos, sin, marks):
+        """What the guided heads of layer `index` lose, by label; `x` [batch, tokens, hidden] is what goes into it."""
+        return {
+            name: self.looking(layer.input_layernorm(x), *rows(layer.self_attn, head), marks[name], cos, sin)
+            for place, head, name, _ in HEADS if place == index
+        }
+
+    def after(self, index, x, marks):
+        """What the probe loses on what comes out of layer `index`."""
+        return {"verdict": self.judging(x, self.probe.weight, self.probe.bias, marks["verdict"])} if index == PROBED_LAYER else {}
+
+
+def rows(attention, head):
+    size = attention.head_dim
+    return attention.q_proj.weight[head * size : (head + 1) * size], attention.k_proj.weight[head * size : (head + 1) * size]
+
+
+def looking(x, query, key, targets, cos, sin):
+    """Mean cross entropy of one head's attention against `targets` [batch, tokens], where they are not NONE."""
+    q, k = rotate(F.linear(x, query), cos, sin), rotate(F.linear(x, key), cos, sin)
+    scores = q @ k.mT / query.shape[0] ** 0.5
+    length = x.shape[1]
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    scores = scores.masked_fill(later, float("-inf"))
+    losses = scores.logsumexp(-1) - scores.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+    told = targets != NONE
+    return (losses * told).sum() / told.sum().clamp_min(1)
+
+
+def judging(x, weight, bias, verdicts):
+    """Binary cross entropy at the sentences' ends; the one that answers counts three times."""
+    guess = F.linear(x, weight, bias)[..., 0]
+    truth = (verdicts == 1).float()
+    losses = F.binary_cross_entropy_with_logits(guess, truth, reduction="none") * (1 + 2 * truth)
+    told = verdicts != NONE
+    return (losses * told).sum() / told.sum().clamp_min(1)
