@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compares the inference pod's greedy answers with transformers', token by token, and adds the result to evaluation.json.
 
-    engine_check.py ../fairlead-tiny-v1 --binary ../../../target/release/fairlead-inference
+    engine_check.py ../fairlead-tiny-v1 --binary ../../../target/release/fairlead-inference [--record FILE]
 
-The prompts go through the pod's chat endpoint, so its rendering of the chat template is compared too.
+`--record` writes some of transformers' answers to FILE, for the tests that run without Python. The prompts go through the pod's chat endpoint, so its rendering of the chat template is compared too.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import passages
 from evaluate import Answerer
 from words import Words
 
-MODEL, TOKENS = "small", 72
+MODEL, TOKENS, RECORDED = "small", 72, 20
 
 
 class Pod:
@@ -79,6 +79,7 @@ def main():
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("--binary", type=pathlib.Path, required=True)
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--record", type=pathlib.Path)
     arguments = parser.parse_args()
     users, report = prompts(arguments.prompts), {}
     torch.set_num_threads(2)
@@ -89,6 +90,9 @@ def main():
         with torch.no_grad():
             out = answerer.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
         expected.append((ids[0].tolist(), out[0, ids.shape[1] :].tolist()))
+    if arguments.record:
+        rows = [{"user": user, "prompt": prompt, "answer": answer} for user, (prompt, answer) in list(zip(users, expected))[-RECORDED:]]
+        arguments.record.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
     for dtype in ("f32", "bf16"):
         pod = Pod(arguments.binary, arguments.model, dtype)
         try:

@@ -17,12 +17,14 @@ from questions import SMALL
 NONE, NOWHERE = -1, 0
 
 # What a head is told: (layer, head, label, how much it counts).
-#   marker: the number of the passage that a token is in; start: the first token of its sentence;
+#   inside: the bracket before the passage that a token is in; marker: the passage's number; start: the sentence's first token;
 #   match: the same word in the question; end: from the answer's start to the end of the sentence that answers;
 #   source: from each token of the answer to the place in the passages that the next one is copied from.
-HEADS = ((1, 3, "marker", 0.1), (2, 0, "start", 0.1), (2, 1, "match", 0.2), (4, 0, "end", 0.4), (5, 0, "source", 0.4))
+HEADS = ((0, 2, "inside", 0.1), (1, 2, "match", 0.2), (1, 3, "marker", 0.1), (2, 0, "start", 0.1), (4, 0, "end", 0.4), (5, 0, "source", 0.4))
+# What the probe is asked at the end of each sentence: does it answer, is it about the question's entity, does it say what is asked.
+PROBES = {"verdict": 0.4, "entity": 0.2, "relation": 0.2}
 PROBED_LAYER = 3
-WEIGHTS = {label: weight for _, _, label, weight in HEADS} | {"verdict": 0.4}
+WEIGHTS = {label: weight for _, _, label, weight in HEADS} | PROBES
 LABELS = tuple(WEIGHTS)
 
 
@@ -33,9 +35,10 @@ class Place:
     question: tuple
     passages: list  # for each passage: the character of its number, and its sentences' borders
     gold: tuple | None  # the sentence that answers
+    kin: list  # passages.Item.kin
 
 
-def locate(prompt, question, sentences, gold):
+def locate(prompt, question, sentences, gold, kin):
     """`sentences`: those of each passage; `gold`: (passage, sentence), counted from zero, or None."""
     at = prompt.index("\n") + 1 if "\n" in prompt else len(prompt)
     begin = at - 1 - len(question)
@@ -47,7 +50,7 @@ def locate(prompt, question, sentences, gold):
             borders.append((at, at + len(text)))
             at += len(text) + 1
         passages.append((number, borders))
-    return Place((begin, begin + len(question)), passages, None if gold is None else passages[gold[0]][1][gold[1]])
+    return Place((begin, begin + len(question)), passages, None if gold is None else passages[gold[0]][1][gold[1]], kin)
 
 
 def normal(token):
@@ -71,14 +74,16 @@ def label(place, offset, spans, texts, tail_spans, tail_ids, head_ids, cited):
     first, last = where(place.question[0]), where(place.question[1] - 1)
     asked = {normal(texts[i]): i for i in range(first, last + 1)}
     for i in range(where(place.passages[0][0]) if place.passages else count):
-        marks["marker"][i] = NOWHERE
-    for number, borders in place.passages:
+        marks["marker"][i] = marks["inside"][i] = NOWHERE
+    for (number, borders), kin in zip(place.passages, place.kin):
         digit = where(number)
         for i in range(digit, where(borders[-1][1] - 1) + 1):
-            marks["marker"][i] = digit
-        for border in borders:
+            marks["marker"][i], marks["inside"][i] = digit, digit - 1
+        for border, (about, says) in zip(borders, kin):
             begin, end = where(border[0]), where(border[1] - 1)
             marks["verdict"][end] = int(border == place.gold)
+            if about is not None:
+                marks["entity"][end], marks["relation"][end] = int(about), int(says)
             for i in range(begin, end + 1):
                 marks["start"][i] = begin
                 word = normal(texts[i])
@@ -96,7 +101,7 @@ def label(place, offset, spans, texts, tail_spans, tail_ids, head_ids, cited):
     digit = where(place.passages[cited - 1][0])
     opening = 4  # characters of "[1] "
     for i in range(1, tail):
-        marks["marker"][count + i] = count + 1
+        marks["marker"][count + i], marks["inside"][count + i] = count + 1, count
     for j, (begin, end) in enumerate(tail_spans):
         if end <= opening - 1:
             source = digit - 1 + j
@@ -113,7 +118,7 @@ class Guide:
     """The losses of the guided heads and of the probe."""
 
     def __init__(self, hidden, compile=lambda f: f):
-        self.probe = torch.nn.Linear(hidden, 1)
+        self.probe = torch.nn.Linear(hidden, len(PROBES))
         torch.nn.init.zeros_(self.probe.weight)
         torch.nn.init.zeros_(self.probe.bias)
         self.looking, self.judging = compile(looking), compile(judging)
@@ -130,7 +135,10 @@ class Guide:
 
     def after(self, index, x, marks):
         """What the probe loses on what comes out of layer `index`."""
-        return {"verdict": self.judging(x, self.probe.weight, self.probe.bias, marks["verdict"])} if index == PROBED_LAYER else {}
+        if index != PROBED_LAYER:
+            return {}
+        truths = torch.stack([marks[name] for name in PROBES], -1)
+        return dict(zip(PROBES, self.judging(x, self.probe.weight, self.probe.bias, truths)))
 
 
 def rows(attention, head):
@@ -150,10 +158,9 @@ def looking(x, query, key, targets, cos, sin):
     return (losses * told).sum() / told.sum().clamp_min(1)
 
 
-def judging(x, weight, bias, verdicts):
-    """Binary cross entropy at the sentences' ends; the one that answers counts three times."""
-    guess = F.linear(x, weight, bias)[..., 0]
-    truth = (verdicts == 1).float()
-    losses = F.binary_cross_entropy_with_logits(guess, truth, reduction="none") * (1 + 2 * truth)
-    told = verdicts != NONE
-    return (losses * told).sum() / told.sum().clamp_min(1)
+def judging(x, weight, bias, truths):
+    """Binary cross entropy of each probe where `truths` [batch, tokens, probes] is not NONE; what is true counts three times."""
+    truth = (truths == 1).float()
+    losses = F.binary_cross_entropy_with_logits(F.linear(x, weight, bias), truth, reduction="none") * (1 + 2 * truth)
+    told = truths != NONE
+    return (losses * told).sum((0, 1)) / told.sum((0, 1)).clamp_min(1)

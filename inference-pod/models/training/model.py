@@ -15,7 +15,7 @@ class Shape:
     heads: int = 4
     head_dim: int = 64
     feed_forward: int = 384
-    rope_theta: float = 50000.0
+    rope_theta: float = 500000.0
     positions: int = 2048
     epsilon: float = 1e-5
 

@@ -26,6 +26,7 @@ class Item:
     facts: list = None  # for each passage its facts
     sentences: list = None  # for each passage its sentences as they stand
     answered_by: tuple | None = None  # which passage and which of its sentences, from zero
+    kin: list | None = None  # for each sentence: is it about the question's entity, does it say what is asked
     family: str = ""
 
     @property
@@ -43,6 +44,18 @@ def make_fact(w, file=None):
     if file:
         return known.make(w, file)
     return known.make(w) if w.rng.random() < 0.5 else open_relations.make(w)
+
+
+def kinship(target, fact):
+    """Whether `fact` is about the entity of `target`, and whether it says that kind of thing; (None, None) where the question
+    names no entity."""
+    bare = lambda part: part.lower().removeprefix("the ")
+    entity = bare(target.entity)
+    if entity not in map(bare, target.key):
+        return None, None
+    rest = {part for part in target.key if bare(part) != entity}
+    about = bare(fact.entity) == entity or any(entity in map(bare, key) for key in fact.keys)
+    return about, any(rest <= set(key) for key in fact.keys)
 
 
 def lead(w, text):
@@ -144,4 +157,4 @@ def item(w, count, absent, hard, file=None, target=None, longest=3):
     question = target.question
     if not absent and r.random() < 0.12:
         question = loosely(question, target, [fact.entity for group in groups for fact in group if fact is not target])
-    return Item(question, texts, answer, None if absent else target.gold, cited, target.key, groups, sentences=sentences, answered_by=answered_by)
+    return Item(question, texts, answer, None if absent else target.gold, cited, target.key, groups, sentences=sentences, answered_by=answered_by, kin=[[kinship(target, fact) for fact in group] for group in groups])

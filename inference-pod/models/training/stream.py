@@ -56,7 +56,7 @@ class Stream:
     def repetition(self):
         text = passages.sentence(" ".join(self.words.word() for _ in range(self.rng.randint(4, 14))))
         asked = self.rng.choice(REPEATS)
-        row = self.encoder.question(asked, passages.Item(asked, [text], "[1] " + text, text, 1, sentences=[[text]], answered_by=(0, 0)))
+        row = self.encoder.question(asked, passages.Item(asked, [text], "[1] " + text, text, 1, sentences=[[text]], answered_by=(0, 0), kin=[[(None, None)]]))
         # Nothing in the question says that this sentence answers it.
         row.marks["verdict"] = [guidance.NONE] * len(row.ids)
         return row

@@ -1,4 +1,5 @@
-"""Initial weights that already copy: previous-token heads in the first layer, matching heads in the second.
+"""Initial weights that already copy: previous-token heads in the first layer; copying heads and one that finds a word again in
+the second.
 
 From plain random weights a model of this size needs millions of tokens before it begins to copy. The residual stream is laid
 out for that: dimension 0 is the same for all tokens (a head that looks at a fixed distance needs a constant to turn), then
@@ -11,6 +12,8 @@ import zlib
 import torch
 
 CONSTANT = 0
+# The first heads of the second layer.
+COPYING = 2
 
 
 def layout(hidden):
@@ -78,21 +81,28 @@ def initialise(model, tokens, seed=1):
         first.o_proj.weight[place, rows.start : rows.start + width] = 0.3 * torch.eye(width)
 
     # Content is compared in the slow pairs of the rope, whose angle hardly changes over a prompt.
-    slow = list(range(20, 32)) + list(range(52, 64))
+    pairs = [pair for pair in range(half) if frequencies[pair] < 1e-3]
+    slow = pairs + [pair + half for pair in pairs]
+    each = len(slow) // 2
     second = model.model.layers[1].self_attn
-    copying = max(1, shape.heads - 1)
-    for index in range(copying):
+    for index in range(COPYING):
         rows = slice(index * head, (index + 1) * head)
-        part = [(index * 12 + i) % width for i in range(12)]
         q, k, v = torch.zeros(head, hidden), torch.zeros(head, hidden), torch.zeros(head, hidden)
-        for i, p in enumerate(part):
+        for i in range(each):
+            p = (index * each + i) % width
             q[slow[i], token] = 1.7 * views[p]  # the token at hand ...
             k[slow[i], before.start + p] = 1.7  # ... against the token before the one that is looked at
-            q[slow[12 + i], before.start + p] = 1.5
-            k[slow[12 + i], before2.start + p] = 1.5
-        share = -(-size // copying)
+            q[slow[each + i], before.start + p] = 1.5
+            k[slow[each + i], before2.start + p] = 1.5
+        share = -(-size // COPYING)
         dims = range(token.start + index * share, min(token.start + (index + 1) * share, token.stop))
         for i, d in enumerate(dims):
             v[i, d] = 1.0
             second.o_proj.weight[d, rows.start + i] = 0.8
         second.q_proj.weight[rows], second.k_proj.weight[rows], second.v_proj.weight[rows] = q, k, v
+
+    # The same token, wherever it is: what guidance's `match` begins from.
+    rows = slice(COPYING * head, (COPYING + 1) * head)
+    same = torch.zeros(head, hidden)
+    same[slow, token] = 1.2 * orthogonal(len(slow), size, generator)
+    second.q_proj.weight[rows], second.k_proj.weight[rows] = same, same

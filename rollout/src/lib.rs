@@ -1,0 +1,34 @@
+//! How a canary is judged.
+//!
+//! Owns: histograms that gateways keep, and intervals that stay valid however often they are looked at. Must not: do IO, read
+//! a clock, know Kubernetes. Called by the operator, which decides with it, and by the gateway, which counts with it.
+
+pub mod bernoulli;
+pub mod gate;
+pub mod histogram;
+pub mod machine;
+pub mod plan;
+pub mod quantile;
+
+pub use bernoulli::{Tally, difference, proportion};
+pub use gate::{Bound, Counts, Gate, Judgement, Metric, Verdict};
+pub use histogram::Histogram;
+pub use machine::{Decision, Observation, Phase, Reason, Request, State, decide};
+pub use plan::{OnUndecided, Plan, Step};
+pub use quantile::{quantile, quantile_ratio};
+
+/// Where a measured value lies with all but a stated probability, whenever one looks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Interval {
+    /// Its lower end.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
+
+impl Interval {
+    /// Whether `value` is inside, the ends included.
+    pub fn contains(&self, value: f64) -> bool {
+        (self.low..=self.high).contains(&value)
+    }
+}

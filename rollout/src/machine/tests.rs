@@ -1,0 +1,379 @@
+//! Stories, and what holds in every story.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::gate::{Bound, Gate, Metric};
+use crate::plan::Step;
+
+const INTERVAL: u64 = 30;
+
+fn plan(weights: &[u32]) -> Plan {
+    Plan {
+        fingerprint: "one".into(),
+        canary: "v2".into(),
+        stable: "v1".into(),
+        steps: weights.iter().map(|weight| Step { weight: *weight, hold: Duration::from_secs(60) }).collect(),
+        interval: Duration::from_secs(INTERVAL),
+        min_requests: 50,
+        failure_limit: 2,
+        alpha: 0.05,
+        on_undecided: OnUndecided::Pause,
+        gates: vec![Gate { metric: Metric::ErrorRate, quantile: 0.5, bound: Bound::Max(0.05) }],
+        paused: false,
+    }
+}
+
+/// So many requests of the canary and of stable, and so many errors of the canary.
+fn seen(requests: u64, errors: u64) -> Observation {
+    let counts = |errors| Counts { requests, errors, ..Counts::default() };
+    Observation { canary_ready: true, canary: counts(errors), stable: counts(0) }
+}
+
+fn good() -> Observation {
+    seen(5000, 10)
+}
+
+fn bad() -> Observation {
+    seen(5000, 1000)
+}
+
+fn undecided() -> Observation {
+    seen(60, 3)
+}
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + i64::try_from(seconds).unwrap()).unwrap()
+}
+
+/// A rollout that is told what is seen, look after look.
+struct Story {
+    plan: Option<Plan>,
+    state: Option<State>,
+    seconds: u64,
+    requests: u32,
+}
+
+impl Story {
+    fn of(plan: Plan) -> Self {
+        let mut story = Self { plan: Some(plan), state: None, seconds: 0, requests: 0 };
+        story.decide(&good(), None);
+        story
+    }
+
+    fn decide(&mut self, seen: &Observation, action: Option<Action>) -> Decision {
+        let request = action.map(|action| {
+            self.requests += 1;
+            Request { id: self.requests.to_string(), action }
+        });
+        let decision =
+            decide(self.plan.as_ref(), self.state.as_ref(), seen, request.as_ref(), at(self.seconds));
+        self.state = Some(decision.state.clone());
+        decision
+    }
+
+    fn look(&mut self, seen: &Observation) -> State {
+        self.seconds += INTERVAL;
+        self.decide(seen, None).state
+    }
+
+    fn ask(&mut self, action: Action) -> Decision {
+        self.decide(&good(), Some(action))
+    }
+
+    fn is(&self) -> (Phase, Reason, u32) {
+        let state = self.state.as_ref().unwrap();
+        (state.phase, state.reason, state.weight)
+    }
+}
+
+#[test]
+fn a_good_canary_goes_step_by_step_and_is_promoted() {
+    let mut story = Story::of(plan(&[5, 25, 50]));
+    assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 5));
+    let weights: Vec<u32> = (0..6).map(|_| story.look(&good()).weight).collect();
+    // Each step is held for two looks.
+    assert_eq!(weights, [5, 25, 25, 50, 50, 100]);
+    assert_eq!(story.is(), (Phase::Promoted, Reason::GatesPassed, 100));
+    assert_eq!(story.look(&bad()).phase, Phase::Promoted, "what has ended stays so");
+}
+
+#[test]
+fn a_bad_canary_is_rolled_back_after_as_many_looks_as_the_limit_says() {
+    let mut story = Story::of(plan(&[5, 25]));
+    story.look(&bad());
+    assert_eq!(story.is(), (Phase::Progressing, Reason::GateFailing, 5));
+    story.look(&bad());
+    assert_eq!(story.is(), (Phase::RolledBack, Reason::GateFailed, 0));
+    assert_eq!(story.look(&good()).weight, 0);
+    // A person may try again; the numbers begin anew.
+    assert!(story.ask(Action::Retry).step_began);
+    assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 5));
+}
+
+#[test]
+fn one_bad_look_between_good_ones_is_no_rollback() {
+    let mut story = Story::of(plan(&[5]));
+    story.plan.as_mut().unwrap().steps[0].hold = Duration::from_secs(600);
+    for _ in 0..4 {
+        story.look(&bad());
+        story.look(&good());
+    }
+    assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 5));
+}
+
+#[test]
+fn too_little_traffic_is_a_state_of_its_own_and_moves_nothing() {
+    let mut story = Story::of(plan(&[5, 25]));
+    for _ in 0..10 {
+        story.look(&seen(49, 0));
+    }
+    assert_eq!(story.is(), (Phase::Progressing, Reason::TooFewRequests, 5));
+    // Between two looks it still says so.
+    story.seconds += 1;
+    story.decide(&seen(49, 0), None);
+    assert_eq!(story.is(), (Phase::Progressing, Reason::TooFewRequests, 5));
+    assert_eq!(story.look(&good()).weight, 25);
+}
+
+#[test]
+fn the_hold_begins_when_the_canary_serves() {
+    let mut story = Story::of(plan(&[5, 25]));
+    let absent = Observation { canary_ready: false, ..Observation::default() };
+    for _ in 0..10 {
+        story.look(&absent);
+    }
+    assert_eq!(story.is(), (Phase::Progressing, Reason::CanaryNotReady, 5));
+    story.look(&good());
+    assert_eq!(story.is().2, 5, "one look after it began to serve");
+    story.look(&good());
+    assert_eq!(story.is().2, 25);
+}
+
+#[test]
+fn what_is_undecided_in_the_end_is_what_the_plan_says() {
+    for (choice, expected) in [
+        (OnUndecided::Pause, (Phase::Paused, Reason::Undecided, 5)),
+        (OnUndecided::Promote, (Phase::Promoted, Reason::Undecided, 100)),
+        (OnUndecided::RollBack, (Phase::RolledBack, Reason::Undecided, 0)),
+    ] {
+        let mut story = Story::of(Plan { on_undecided: choice, ..plan(&[5]) });
+        story.look(&undecided());
+        story.look(&undecided());
+        assert_eq!(story.is(), expected);
+    }
+    // More requests decide, and a person may.
+    let mut story = Story::of(plan(&[5]));
+    (0..3).for_each(|_| drop(story.look(&undecided())));
+    assert_eq!(story.look(&good()).phase, Phase::Promoted);
+    let mut story = Story::of(plan(&[5]));
+    (0..3).for_each(|_| drop(story.look(&undecided())));
+    story.ask(Action::Promote);
+    assert_eq!(story.is(), (Phase::Promoted, Reason::Requested, 100));
+}
+
+#[test]
+fn a_pause_keeps_the_weight_and_not_a_bad_canary() {
+    let mut story = Story::of(plan(&[5, 25]));
+    story.ask(Action::Pause);
+    for _ in 0..5 {
+        story.look(&good());
+    }
+    assert_eq!(story.is(), (Phase::Paused, Reason::Requested, 5));
+    story.ask(Action::Resume);
+    assert_eq!(story.look(&good()).weight, 25, "its hold is long over");
+    story.plan.as_mut().unwrap().paused = true;
+    story.look(&good());
+    assert_eq!(story.is(), (Phase::Paused, Reason::PausedInSpec, 25));
+    assert!(story.ask(Action::Resume).refused.unwrap().contains("spec.canary.paused"));
+    story.look(&bad());
+    story.look(&bad());
+    assert_eq!(story.is(), (Phase::RolledBack, Reason::GateFailed, 0));
+}
+
+#[test]
+fn a_request_is_acted_on_once_and_refused_in_words_where_it_makes_no_sense() {
+    let mut story = Story::of(plan(&[5]));
+    let abort = Request { id: "a".into(), action: Action::Abort };
+    let again =
+        |state: &State, seconds| decide(Some(&plan(&[5])), Some(state), &good(), Some(&abort), at(seconds));
+    let ended = again(story.state.as_ref().unwrap(), 1).state;
+    assert_eq!((ended.phase, ended.weight), (Phase::RolledBack, 0));
+    story.state = Some(ended.clone());
+    story.ask(Action::Retry);
+    let retried = story.state.clone().unwrap();
+    // `abort` is not the last request that was handled, but a retry came after it: the operator sends the latest one only.
+    assert_eq!(retried.phase, Phase::Progressing);
+    story.ask(Action::Promote);
+    for action in [Action::Abort, Action::Pause, Action::Resume, Action::Promote, Action::Retry] {
+        let refused = story.ask(action).refused.unwrap();
+        assert!(refused.contains("Promoted") && refused.contains(&format!("{action:?}")), "{refused}");
+    }
+    assert_eq!(story.is(), (Phase::Promoted, Reason::Requested, 100));
+}
+
+#[test]
+fn an_ended_plan_is_known_again_after_another_one() {
+    let mut story = Story::of(plan(&[5]));
+    (0..2).for_each(|_| drop(story.look(&bad())));
+    story.plan = Some(Plan { fingerprint: "other".into(), canary: "v3".into(), ..plan(&[10]) });
+    story.look(&good());
+    assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 10));
+    story.plan = Some(plan(&[5]));
+    story.look(&good());
+    assert_eq!(
+        (story.is().0, story.is().2),
+        (Phase::RolledBack, 0),
+        "v2 was rolled back with this very plan"
+    );
+    // `other` had not ended: it begins anew.
+    story.plan = Some(Plan { fingerprint: "other".into(), canary: "v3".into(), ..plan(&[10]) });
+    assert!(story.decide(&good(), None).step_began);
+}
+
+#[test]
+fn what_was_promoted_is_what_the_next_canary_is_compared_with() {
+    let mut story = Story::of(plan(&[5]));
+    story.ask(Action::Promote);
+    let next = |stable: &str| Plan {
+        fingerprint: format!("next over {stable}"),
+        canary: "v3".into(),
+        stable: stable.into(),
+        ..plan(&[5])
+    };
+    // Git still has v1 as stable.
+    story.plan = Some(next("v1"));
+    assert_eq!(story.decide(&good(), None).state.stable, "v2");
+    // Git has folded the promotion in, by way of no canary at all.
+    story.plan = None;
+    story.decide(&good(), None);
+    assert_eq!(story.is(), (Phase::Idle, Reason::NoCanary, 0));
+    story.plan = Some(next("v2"));
+    assert_eq!(story.decide(&good(), None).state.stable, "v2");
+    // Back to v1 with a change of plan: v1 it is again only when v2 is what is tried.
+    story.plan = Some(Plan { fingerprint: "v2 again".into(), ..plan(&[5]) });
+    assert_eq!(story.decide(&good(), None).state.stable, "v1");
+}
+
+#[test]
+fn a_clock_that_goes_back_delays_and_does_not_stop() {
+    let mut story = Story::of(plan(&[5, 25, 50]));
+    story.seconds += 10_000;
+    assert_eq!(story.look(&good()).weight, 25);
+    story.seconds = 0;
+    let weights: Vec<u32> = (0..4).map(|_| story.look(&good()).weight).collect();
+    assert_eq!(weights, [25, 25, 50, 50]);
+}
+
+#[test]
+fn the_state_is_the_same_after_it_was_written_and_read() {
+    let mut story = Story::of(plan(&[5, 25]));
+    story.look(&bad());
+    let state = story.state.unwrap();
+    let text = serde_json::to_string(&state).unwrap();
+    assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
+}
+
+fn any_action() -> impl Strategy<Value = Option<Action>> {
+    prop_oneof![
+        8 => Just(None),
+        1 => Just(Some(Action::Promote)),
+        1 => Just(Some(Action::Abort)),
+        1 => Just(Some(Action::Pause)),
+        1 => Just(Some(Action::Resume)),
+        1 => Just(Some(Action::Retry)),
+    ]
+}
+
+fn any_observation() -> impl Strategy<Value = Observation> {
+    (prop::bool::weighted(0.9), 0_u64..3000, 0.0_f64..0.3, any::<bool>()).prop_map(
+        |(canary_ready, requests, part, none)| {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            let errors = if none { 0 } else { (requests as f64 * part) as u64 };
+            Observation { canary_ready, ..seen(requests, errors) }
+        },
+    )
+}
+
+fn any_plan() -> impl Strategy<Value = Plan> {
+    let choice =
+        prop_oneof![Just(OnUndecided::Pause), Just(OnUndecided::Promote), Just(OnUndecided::RollBack)];
+    (
+        prop::collection::btree_set(1_u32..100, 1..5),
+        0_u64..200,
+        choice,
+        prop::bool::weighted(0.1),
+        any::<bool>(),
+    )
+        .prop_map(|(weights, hold, on_undecided, paused, gated)| {
+            let mut made = plan(&weights.into_iter().collect::<Vec<_>>());
+            made.steps.iter_mut().for_each(|step| step.hold = Duration::from_secs(hold));
+            (made.on_undecided, made.paused) = (on_undecided, paused);
+            if !gated {
+                made.gates.clear();
+            }
+            made
+        })
+}
+
+proptest! {
+    /// From anywhere, with anything seen and asked for: no gate is skipped, no step exceeded, nothing waits without saying why.
+    #[test]
+    fn no_rollout_ever_breaks_its_rules(
+        plans in prop::collection::vec(any_plan(), 1..4),
+        happenings in prop::collection::vec((any_observation(), any_action(), 0_u64..90, 0_usize..40), 1..60),
+    ) {
+        let plans: Vec<Plan> = plans.into_iter().enumerate().map(|(number, plan)| Plan { fingerprint: format!("plan {number}"), ..plan }).collect();
+        let mut current = 0;
+        let mut state: Option<State> = None;
+        let mut seconds = 0;
+        for (number, (seen, action, passes, change)) in happenings.into_iter().enumerate() {
+            seconds += passes;
+            if change < 2 { current = (current + 1) % plans.len(); }
+            let plan = (change != 3).then(|| &plans[current]);
+            let request = action.map(|action| Request { id: number.to_string(), action });
+            let decision = decide(plan, state.as_ref(), &seen, request.as_ref(), at(seconds));
+            let now = &decision.state;
+            let Some(plan) = plan else {
+                prop_assert_eq!((now.phase, now.weight), (Phase::Idle, 0));
+                state = Some(decision.state);
+                continue;
+            };
+            // Never more than the step's weight, unless promoted.
+            match now.phase {
+                Phase::Idle => prop_assert!(false, "a canary is idle"),
+                Phase::Promoted => prop_assert_eq!(now.weight, 100),
+                Phase::RolledBack => prop_assert_eq!(now.weight, 0),
+                Phase::Progressing | Phase::Paused => prop_assert_eq!(now.weight, plan.steps[now.step].weight),
+            }
+            let same = state.as_ref().filter(|before| before.fingerprint == now.fingerprint && before.phase != Phase::Idle);
+            if let Some(before) = same {
+                let under_way = matches!(before.phase, Phase::Progressing | Phase::Paused);
+                let asked = |wanted: Action| decision.refused.is_none() && action == Some(wanted);
+                if under_way && now.step != before.step {
+                    prop_assert_eq!(now.step, before.step + 1, "one step at a time");
+                    prop_assert!(decision.step_began);
+                    prop_assert_eq!(decision.judgements.len(), plan.gates.len(), "every gate was judged");
+                    let decided = |it: &Judgement| matches!(it.verdict, Verdict::Pass | Verdict::Undecided);
+                    prop_assert!(decision.judgements.iter().all(decided));
+                    prop_assert!(at(seconds).duration_since(before.step_began) >= signed(plan.steps[before.step].hold));
+                }
+                if under_way && now.phase == Phase::Promoted && !asked(Action::Promote) {
+                    prop_assert_eq!(before.step + 1, plan.steps.len());
+                    prop_assert_eq!(decision.judgements.len(), plan.gates.len());
+                    let all_pass = decision.judgements.iter().all(|it| it.verdict == Verdict::Pass);
+                    let none_fails = decision.judgements.iter().all(|it| matches!(it.verdict, Verdict::Pass | Verdict::Undecided));
+                    prop_assert!(all_pass || (plan.on_undecided == OnUndecided::Promote && none_fails));
+                }
+                if !under_way && !asked(Action::Retry) {
+                    prop_assert_eq!(now.phase, before.phase, "what has ended stays so");
+                }
+            }
+            // It has ended, or it is looked at again and says why it waits.
+            prop_assert_eq!(decision.next.is_some(), matches!(now.phase, Phase::Progressing | Phase::Paused));
+            prop_assert!(now.reason != Reason::NoCanary);
+            prop_assert!(now.history.len() <= KEPT && now.ended.len() <= KEPT);
+            state = Some(decision.state);
+        }
+    }
+}

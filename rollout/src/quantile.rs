@@ -1,0 +1,145 @@
+//! Quantiles, such as the 95th percentile of the time to first token, in intervals that hold at all times at once.
+//!
+//! Of the values that come, each is at most the true p-quantile with probability p. So how many of them are at most x is, for
+//! the true quantile, a tally of a known proportion, and the martingale of `bernoulli` says which x it can be. Nothing is assumed of
+//! the distribution. (Howard and Ramdas 2022, "Sequential estimation of quantiles with applications to A/B testing and
+//! best-arm identification", whose bounds come from the same martingales.)
+
+use crate::Interval;
+use crate::bernoulli::{Tally, float, mixture};
+use crate::histogram::Histogram;
+
+/// How many values the Beta prior counts for. It is centred on p; the larger, the shorter the interval after many values and the
+/// longer after few. At 30 it is near its best from some hundred to some ten thousand values.
+const PRIOR_VALUES: f64 = 30.0;
+
+/// The interval of the `p`-quantile of what `values` counted, wrong with probability `alpha` at most over all times.
+///
+/// Its ends are edges of buckets, so it is rather too long. `p` is between 0 and 1, both excluded.
+pub fn quantile(values: &Histogram, p: f64, alpha: f64) -> Interval {
+    let limit = alpha.recip().ln();
+    let inside = stretches(values, p).filter(|stretch| stretch.excess <= limit);
+    inside.fold(Interval { low: f64::INFINITY, high: 0.0 }, |found, stretch| Interval {
+        low: found.low.min(stretch.low),
+        high: found.high.max(stretch.high),
+    })
+}
+
+/// The interval of the `p`-quantile of `first` divided by that of `second`, of two independent streams.
+///
+/// The product of the two martingales is one too; a ratio is inside as long as some pair of quantiles with that ratio is.
+pub fn quantile_ratio(first: &Histogram, second: &Histogram, p: f64, alpha: f64) -> Interval {
+    let limit = alpha.recip().ln();
+    let (first, second): (Vec<_>, Vec<_>) = (stretches(first, p).collect(), stretches(second, p).collect());
+    let mut found = Interval { low: f64::INFINITY, high: 0.0 };
+    for theirs in second.iter().filter(|stretch| stretch.excess <= limit) {
+        // The excesses fall and then rise, so the plausible ones lie together.
+        let fits = |stretch: &&Stretch| stretch.excess + theirs.excess <= limit;
+        if let (Some(lowest), Some(highest)) = (first.iter().find(fits), first.iter().rev().find(fits)) {
+            found.low = found.low.min(lowest.low / theirs.high);
+            found.high =
+                found.high.max(if theirs.low == 0.0 { f64::INFINITY } else { highest.high / theirs.low });
+        }
+    }
+    if found.low.is_nan() {
+        found.low = 0.0;
+    }
+    found
+}
+
+/// A stretch of values among which the quantile may be.
+struct Stretch {
+    low: f64,
+    high: f64,
+    /// The logarithm of the martingale for a quantile there, at its least.
+    excess: f64,
+}
+
+/// Buckets, and the gaps between them, upwards from 0 to infinity.
+fn stretches(values: &Histogram, p: f64) -> impl Iterator<Item = Stretch> {
+    let of = values.count();
+    // For an x within a bucket of which `least` values are below and `most` at most at its upper edge.
+    let stretch = move |low: f64, high: f64, least: u64, most: u64| {
+        let likeliest = (p * float(of)).round().clamp(float(least), float(most));
+        // Between two counts.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let tally = Tally { hits: likeliest as u64, of };
+        Stretch { low, high, excess: excess(tally, p) }
+    };
+    let mut made = Vec::new();
+    let (mut edge, mut below) = (0.0, 0);
+    for (low, high, count) in values.buckets() {
+        if low > edge {
+            made.push(stretch(edge, low, below, below));
+        }
+        made.push(stretch(low, high, below, below + count));
+        (edge, below) = (high, below + count);
+    }
+    if edge < f64::INFINITY {
+        made.push(stretch(edge, f64::INFINITY, below, below));
+    }
+    made.into_iter()
+}
+
+/// The logarithm of the martingale of a stream whose proportion is `p`.
+fn excess(tally: Tally, p: f64) -> f64 {
+    let prior = (PRIOR_VALUES * p, PRIOR_VALUES * (1.0 - p));
+    mixture(tally, prior) - float(tally.hits) * p.ln() - float(tally.of - tally.hits) * (-p).ln_1p()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(values: &[f64]) -> Histogram {
+        let mut made = Histogram::default();
+        values.iter().for_each(|value| made.add(*value));
+        made
+    }
+
+    #[test]
+    fn without_values_nothing_is_known() {
+        let nothing = Histogram::default();
+        assert_eq!(quantile(&nothing, 0.95, 0.05), Interval { low: 0.0, high: f64::INFINITY });
+        let ratio = quantile_ratio(&of(&[1.0]), &nothing, 0.95, 0.05);
+        assert_eq!(ratio, Interval { low: 0.0, high: f64::INFINITY });
+    }
+
+    #[test]
+    fn many_values_leave_a_short_interval_around_the_quantile() {
+        let values: Vec<f64> = (0..10_000).map(|i| 0.1 + f64::from(i) / 10_000.0).collect();
+        let found = quantile(&of(&values), 0.95, 0.01);
+        assert!(found.contains(1.05) && found.low > 1.0 && found.high < 1.1, "{found:?}");
+        let slower: Vec<f64> = values.iter().map(|value| value * 1.5).collect();
+        let ratio = quantile_ratio(&of(&slower), &of(&values), 0.95, 0.01);
+        assert!(ratio.contains(1.5) && ratio.low > 1.4 && ratio.high < 1.6, "{ratio:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_quantile_of_what_was_seen_is_inside(mut values in prop::collection::vec(0.001_f64..100.0, 1..300), p in 0.05_f64..0.99) {
+            let found = quantile(&of(&values), p, 0.05);
+            values.sort_by(f64::total_cmp);
+            let at = ((p * float(values.len() as u64)).ceil() as usize).clamp(1, values.len()) - 1;
+            prop_assert!(found.contains(values[at]), "{found:?} {}", values[at]);
+            let ratio = quantile_ratio(&of(&values), &of(&values), p, 0.05);
+            prop_assert!(ratio.contains(1.0), "{ratio:?}");
+        }
+
+        #[test]
+        fn a_smaller_alpha_never_shortens(values in prop::collection::vec(0.001_f64..100.0, 1..300), p in 0.05_f64..0.99) {
+            let (wide, narrow) = (quantile(&of(&values), p, 0.001), quantile(&of(&values), p, 0.05));
+            prop_assert!(wide.low <= narrow.low && wide.high >= narrow.high);
+        }
+
+        #[test]
+        fn a_slower_stream_is_not_faster(values in prop::collection::vec(0.01_f64..1.0, 50..300), factor in 1.1_f64..8.0) {
+            let slower: Vec<f64> = values.iter().map(|value| value * factor).collect();
+            let ratio = quantile_ratio(&of(&slower), &of(&values), 0.5, 0.05);
+            // The buckets' edges add 2.2 % on either side.
+            prop_assert!(ratio.low <= factor * 1.05 && ratio.high >= factor / 1.05, "{ratio:?}");
+        }
+    }
+}
