@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 CARGO := . scripts/env.sh && cargo
 E2E := . scripts/env.sh && target/release/fairlead-e2e
 
-.PHONY: help quickstart test test-unit test-e2e build verify fuzz bench-engine generate cluster-up cluster-down images install
+.PHONY: help quickstart test test-unit test-e2e build verify fuzz bench-engine bench-rollout generate cluster-up cluster-down images install
 
 help: ## Show this list
 	grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -21,6 +21,7 @@ test: verify test-unit test-e2e ## Every test: units, mocked API, processes on l
 
 test-unit: setup ## Tests that need no cluster
 	scripts/setup.sh minilm >/dev/null
+	(cd inference-pod/models/training && python3 -m unittest --quiet test_generator)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --no-fail-fast
 
@@ -71,6 +72,9 @@ images: build ## Build the images and load them into the cluster (or push them t
 
 install: e2e-tool ## Install or upgrade the charts
 	$(E2E) install
+
+bench-rollout: setup ## Simulate rollouts: wrong rollbacks, and the requests it takes to find a worse version
+	$(CARGO) run --release --package fairlead-rollout --example simulate docs/benchmarks/rollout.json
 
 bench-engine: setup ## Measure our engine beside transformers and llama.cpp on this CPU; QUICK=1 for a first look
 	$(CARGO) build --release --package fairlead-inference --bins
