@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from model import rotate
 from questions import SMALL
+from templates import relations
 
 # No label; and the first token, which stands for "nowhere".
 NONE, NOWHERE = -1, 0
@@ -24,7 +25,10 @@ HEADS = ((0, 2, "inside", 0.1), (1, 2, "match", 0.2), (1, 3, "marker", 0.1), (2,
 # What the probe is asked at the end of each sentence: does it answer, is it about the question's entity, does it say what is asked.
 PROBES = {"verdict": 0.4, "entity": 0.2, "relation": 0.2}
 PROBED_LAYER = 3
-WEIGHTS = {label: weight for _, _, label, weight in HEADS} | PROBES
+# And earlier, at the end of the question and of each sentence: which relation or family is this? From this step on.
+TOPICS = sorted({relation.name for relation in relations()} | {"attribute", "deed", "definition", "instruction", "trouble", "rule", "cause", "whereabouts", "count"})
+TOPIC_LAYER, TOPIC_SINCE = 2, 700
+WEIGHTS = {label: weight for _, _, label, weight in HEADS} | PROBES | {"topic": 0.2}
 LABELS = tuple(WEIGHTS)
 
 
@@ -36,9 +40,11 @@ class Place:
     passages: list  # for each passage: the character of its number, and its sentences' borders
     gold: tuple | None  # the sentence that answers
     kin: list  # passages.Item.kin
+    topic: str | None
+    topics: list | None
 
 
-def locate(prompt, question, sentences, gold, kin):
+def locate(prompt, question, sentences, gold, kin, topic=None, topics=None):
     """`sentences`: those of each passage; `gold`: (passage, sentence), counted from zero, or None."""
     at = prompt.index("\n") + 1 if "\n" in prompt else len(prompt)
     begin = at - 1 - len(question)
@@ -50,7 +56,7 @@ def locate(prompt, question, sentences, gold, kin):
             borders.append((at, at + len(text)))
             at += len(text) + 1
         passages.append((number, borders))
-    return Place((begin, begin + len(question)), passages, None if gold is None else passages[gold[0]][1][gold[1]], kin)
+    return Place((begin, begin + len(question)), passages, None if gold is None else passages[gold[0]][1][gold[1]], kin, topic, topics)
 
 
 def normal(token):
@@ -75,13 +81,17 @@ def label(place, offset, spans, texts, tail_spans, tail_ids, head_ids, cited):
     asked = {normal(texts[i]): i for i in range(first, last + 1)}
     for i in range(where(place.passages[0][0]) if place.passages else count):
         marks["marker"][i] = marks["inside"][i] = NOWHERE
-    for (number, borders), kin in zip(place.passages, place.kin):
+    if place.topic in TOPICS:
+        marks["topic"][last] = TOPICS.index(place.topic)
+    for (number, borders), kin, topics in zip(place.passages, place.kin, place.topics or [[None] * len(kin) for kin in place.kin]):
         digit = where(number)
         for i in range(digit, where(borders[-1][1] - 1) + 1):
             marks["marker"][i], marks["inside"][i] = digit, digit - 1
-        for border, (about, says) in zip(borders, kin):
+        for border, (about, says), topic in zip(borders, kin, topics):
             begin, end = where(border[0]), where(border[1] - 1)
             marks["verdict"][end] = int(border == place.gold)
+            if topic in TOPICS:
+                marks["topic"][end] = TOPICS.index(topic)
             if about is not None:
                 marks["entity"][end], marks["relation"][end] = int(about), int(says)
             for i in range(begin, end + 1):
@@ -121,10 +131,12 @@ class Guide:
         self.probe = torch.nn.Linear(hidden, len(PROBES))
         torch.nn.init.zeros_(self.probe.weight)
         torch.nn.init.zeros_(self.probe.bias)
+        self.topic = torch.nn.Linear(hidden, len(TOPICS))
         self.looking, self.judging = compile(looking), compile(judging)
 
     def named_parameters(self):
-        return [(f"probe.{name}", parameter) for name, parameter in self.probe.named_parameters()]
+        parts = {"probe": self.probe, "topic": self.topic}
+        return [(f"{part}.{name}", parameter) for part, module in parts.items() for name, parameter in module.named_parameters()]
 
     def before(self, index, layer, x, cos, sin, marks):
         """What the guided heads of layer `index` lose, by label; `x` [batch, tokens, hidden] is what goes into it."""
@@ -134,7 +146,10 @@ class Guide:
         }
 
     def after(self, index, x, marks):
-        """What the probe loses on what comes out of layer `index`."""
+        """What the probes lose on what comes out of layer `index`."""
+        if index == TOPIC_LAYER:
+            told = marks["topic"] != NONE
+            return {"topic": F.cross_entropy(self.topic(x[told]), marks["topic"][told])} if told.any() else {}
         if index != PROBED_LAYER:
             return {}
         truths = torch.stack([marks[name] for name in PROBES], -1)

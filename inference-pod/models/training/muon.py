@@ -33,7 +33,7 @@ class Optimiser:
     def step(self, factor):
         """One update with both rates times `factor`. Returns the norm of the gradient."""
         self.steps += 1
-        gradients = {n: p.grad.float() for n, p in self.named.items()}
+        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.float() for n, p in self.named.items()}
         total = torch.stack([g.norm() for g in gradients.values()]).norm()
         scale = min(1.0, 1.0 / (float(total) + 1e-6))
         for names in self.groups.values():

@@ -6,6 +6,7 @@ that sentence as it stands, or ABSENT.
 
 from dataclasses import dataclass
 
+import entities
 import known
 import open_relations
 import values
@@ -27,6 +28,8 @@ class Item:
     sentences: list = None  # for each passage its sentences as they stand
     answered_by: tuple | None = None  # which passage and which of its sentences, from zero
     kin: list | None = None  # for each sentence: is it about the question's entity, does it say what is asked
+    topic: str | None = None  # what the question asks
+    topics: list | None = None  # what each sentence says
     family: str = ""
 
     @property
@@ -56,6 +59,14 @@ def kinship(target, fact):
     rest = {part for part in target.key if bare(part) != entity}
     about = bare(fact.entity) == entity or any(entity in map(bare, key) for key in fact.keys)
     return about, any(rest <= set(key) for key in fact.keys)
+
+
+def topic(fact):
+    """The fact's relation or family."""
+    first = fact.key[0]
+    if first in ("who", "what", "where", "when"):
+        return "deed"
+    return fact.key[1] if hasattr(entities, first) else first
 
 
 def lead(w, text):
@@ -157,4 +168,5 @@ def item(w, count, absent, hard, file=None, target=None, longest=3):
     question = target.question
     if not absent and r.random() < 0.12:
         question = loosely(question, target, [fact.entity for group in groups for fact in group if fact is not target])
-    return Item(question, texts, answer, None if absent else target.gold, cited, target.key, groups, sentences=sentences, answered_by=answered_by, kin=[[kinship(target, fact) for fact in group] for group in groups])
+    return Item(question, texts, answer, None if absent else target.gold, cited, target.key, groups, sentences=sentences, answered_by=answered_by, kin=[[kinship(target, fact) for fact in group] for group in groups],
+                topic=topic(target), topics=[[topic(fact) for fact in group] for group in groups])

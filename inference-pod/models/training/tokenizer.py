@@ -90,7 +90,7 @@ class Encoder:
         tail = self.tokenizer.encode(item.answer, add_special_tokens=False)
         texts = [self.texts[i] for i in head.ids]
         row = self.row(head.ids, tail.ids, item.cited is not None)
-        place = guidance.locate(user, question, item.sentences, item.answered_by, item.kin)
+        place = guidance.locate(user, question, item.sentences, item.answered_by, item.kin, item.topic, item.topics)
         marks = guidance.label(place, len(lead) + len(START + "user\n"), head.offsets, texts, tail.offsets, tail.ids + [self.end], head.ids, item.cited)
         pad = [guidance.NONE] * (len(row.ids) - len(head.ids) - len(tail.ids) - 1)
         return row._replace(marks={name: values + pad for name, values in marks.items()})

@@ -144,6 +144,7 @@ def main():
     model = Llama(Shape(vocabulary=tokenizer.get_vocab_size()))
     structure.initialise(model, encoder.texts, arguments.seed)
     compiled = (lambda f: f) if arguments.no_compile else lambda f: torch.compile(f, dynamic=False)
+    torch.manual_seed(arguments.seed)
     guide = guidance.Guide(model.shape.hidden, compiled)
     optimiser = Optimiser([*model.named_parameters(), *guide.named_parameters()], arguments.matrix_rate, arguments.other_rate)
     stream = Stream(encoder, arguments.data_seed, arguments.absent)
@@ -179,7 +180,7 @@ def main():
     began, losses, lookings = time.monotonic(), [], {name: [] for name in guidance.LABELS}
 
     def mean(values):
-        return round(sum(values[-100:]) / len(values[-100:]), 3)
+        return round(sum(values[-100:]) / max(1, len(values[-100:])), 3)
 
     def save(path):
         partial = path.with_suffix(".partial")
@@ -193,7 +194,7 @@ def main():
             rate = factor(step, total, arguments.decay)
             loss, looking = loss_of(ids, targets, weights, marks, predicted(weights, step))
             # Guidance fades with the rate: in the end only answers count.
-            guided = sum(guidance.WEIGHTS[name] * lost for name, lost in looking.items())
+            guided = sum(guidance.WEIGHTS[name] * lost for name, lost in looking.items() if name != "topic" or step >= guidance.TOPIC_SINCE)
             (loss + fading(step, total, arguments.decay) * guided).backward()
             optimiser.step(rate)
             step += 1
