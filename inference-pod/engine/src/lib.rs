@@ -15,5 +15,6 @@ pub mod sampling;
 pub mod scheduler;
 pub mod sequence;
 pub mod speculation;
+mod step_clock;
 pub mod stop;
 pub mod tiers;

@@ -150,6 +150,25 @@ async fn a_deadline_that_has_passed_is_told() {
 }
 
 #[tokio::test]
+async fn a_batch_that_does_not_end_shows_from_outside() {
+    let (open, gate) = std::sync::mpsc::channel();
+    let mut scene = scene(Some(gate)).await;
+    assert_eq!(scene.handle.step_age(), None);
+    let receiver = scene.handle.submit(request(&[&[1]])).unwrap();
+    scene.begun.recv().await.unwrap();
+    timeout(Duration::from_secs(20), async {
+        while scene.handle.step_age().is_none_or(|age| age.is_zero()) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the batch shows");
+    open.send(()).unwrap();
+    assert_eq!(answer(receiver).await.unwrap(), [[1.0, 1.0]]);
+    assert_eq!(scene.handle.step_age(), None);
+}
+
+#[tokio::test]
 async fn a_drain_finishes_what_waits() {
     let scene = scene(None).await;
     let waiting: Vec<_> = (0..3).map(|_| scene.handle.submit(request(&[&[5; 9]])).unwrap()).collect();

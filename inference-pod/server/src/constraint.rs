@@ -3,12 +3,14 @@
 mod schema_problem;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fairlead_engine::grammar::{GrammarError, GrammarSource};
 use fairlead_engine::sequence::Constraint;
 use fairlead_openai::output_form::RequestedForm;
 use fairlead_openai::tools::ToolFields;
 use fairlead_openai::{ApiError, OutputForm};
+use tokio::time::timeout_at;
 
 use crate::state::Model;
 use crate::tool_calls::{ToolSyntax, demand, form_or_calls};
@@ -65,8 +67,12 @@ impl Wanted {
     /// Compiles it, away from the threads that carry the streams.
     ///
     /// # Errors
-    /// 400 naming the field, or 503 where too many others are compiled.
-    pub async fn compile(self, model: &Arc<Model>) -> Result<Box<dyn Constraint>, ApiError> {
+    /// 400 naming the field, 503 where too many others are compiled, or 504 where it takes longer than the deadline.
+    pub async fn compile(
+        self,
+        model: &Arc<Model>,
+        deadline: Option<Instant>,
+    ) -> Result<Box<dyn Constraint>, ApiError> {
         let Self { source, param, origin } = self;
         let Some(grammars) = model.grammars.clone() else {
             let message = format!(
@@ -75,7 +81,16 @@ impl Wanted {
             return Err(ApiError::invalid(param, message).with_code("unsupported_parameter"));
         };
         let compiling = tokio::task::spawn_blocking(move || grammars.compile(&source, &origin));
-        match compiling.await {
+        let compiled = match deadline {
+            None => compiling.await,
+            // What has begun is finished nevertheless: the next request for the same form finds it.
+            Some(deadline) => timeout_at(deadline.into(), compiling).await.map_err(|_| {
+                ApiError::deadline_passed(format!(
+                    "the time that x-request-timeout-ms allows has passed while {param} was compiled; allow more"
+                ))
+            })?,
+        };
+        match compiled {
             Ok(Ok(constraint)) => Ok(constraint),
             Ok(Err(GrammarError::Invalid { field, problem })) => {
                 let explained = schema_problem::explain(problem);

@@ -180,7 +180,8 @@ impl App {
     /// How long the backend has been at the step that it runs, if that is longer than `most`: a kernel that never ends, or threads
     /// that wait for one another.
     pub fn step_longer_than(&self, most: Duration) -> Option<Duration> {
-        self.model.get()?.engine.step_age().filter(|age| *age > most)
+        let encoder = || self.encoder.get().and_then(|encoder| encoder.engine.step_age());
+        self.model.get().and_then(|model| model.engine.step_age()).or_else(encoder).filter(|age| *age > most)
     }
 
     /// Lets the thread that owns the tensors finish what it has, and ends it.

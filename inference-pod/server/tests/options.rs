@@ -183,6 +183,15 @@ async fn small_options_do_what_they_say() {
     let answer = pod.post(CHAT, &late).header("x-request-timeout-ms", "1").send().await.unwrap();
     assert_eq!(answer.status(), 504);
     assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], "deadline_passed");
+    // Nor while its form is compiled.
+    let values: Vec<String> = (0..4000).map(|number| format!("value {number}")).collect();
+    let schema = json!({"name": "large", "schema": {"enum": values}});
+    let form = json!({"type": "json_schema", "json_schema": schema});
+    let slow = chat(json!({"ignore_eos": false, "response_format": form}));
+    let answer = pod.post(CHAT, &slow).header("x-request-timeout-ms", "1").send().await.unwrap();
+    let status = answer.status();
+    let message = answer.json::<Value>().await.unwrap()["error"]["message"].to_string();
+    assert!(status == 504 && message.contains("was compiled"), "{status} {message}");
     let wrong = pod.post(CHAT, &late).header("x-request-timeout-ms", "soon").send().await.unwrap();
     assert_eq!(wrong.status(), 400);
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -13,6 +13,7 @@ use crate::encoder::queue::{BatchBudget, EncoderQueue, Item};
 use crate::encoder::{Encoder, EncoderInput};
 use crate::engine::{Failure, Load, Observer, StartError, StepReport, SubmitError, panic_message};
 use crate::scheduler::StepCounts;
+use crate::step_clock::StepClock;
 
 /// Name of the thread that owns the encoder.
 pub const THREAD_NAME: &str = "fairlead-encoder";
@@ -52,6 +53,7 @@ struct Shared {
     /// Inputs that wait.
     queued: AtomicUsize,
     dead: OnceLock<String>,
+    clock: StepClock,
 }
 
 /// Places of a request's inputs in the queue; given back one by one as they run, and the rest when dropped.
@@ -114,6 +116,11 @@ impl EncoderHandle {
     /// Why the encoder has stopped for good; `None` while it lives.
     pub fn dead(&self) -> Option<&str> {
         self.shared.dead.get().map(String::as_str)
+    }
+
+    /// How long the model has been at the batch that it runs; `None` between two batches.
+    pub fn step_age(&self) -> Option<Duration> {
+        self.shared.clock.age()
     }
 
     /// Lets all requests finish, takes no more, and ends the thread.
@@ -183,7 +190,8 @@ impl<M: Encoder> Worker<M> {
     fn new(model: M, options: EncoderOptions, observer: Box<dyn Observer>) -> (EncoderHandle, Self) {
         // One more, so that a drain command finds room even when the queue is full.
         let (sender, commands) = mpsc::channel(options.max_queued.saturating_add(1).min(1 << 20));
-        let shared = Arc::new(Shared { queued: AtomicUsize::new(0), dead: OnceLock::new() });
+        let shared =
+            Arc::new(Shared { queued: AtomicUsize::new(0), dead: OnceLock::new(), clock: StepClock::new() });
         let handle = EncoderHandle {
             commands: sender,
             shared: Arc::clone(&shared),
@@ -247,7 +255,9 @@ impl<M: Encoder> Worker<M> {
         let inputs: Vec<&EncoderInput> =
             batch.iter().filter_map(|item| self.clients.get(&item.request)?.inputs.get(item.index)).collect();
         let begun = Instant::now();
+        self.shared.clock.begins();
         let result = self.model.encode(&inputs);
+        self.shared.clock.ends();
         self.observer.step(StepReport {
             tokens: batch.iter().map(|item| item.tokens).sum(),
             sequences: batch.len(),

@@ -2,7 +2,7 @@
 //!
 //! Held by request handlers; the other end of its channel is [`super::step_loop`].
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use super::adapters::LoadReply;
 use crate::backend::{AdapterError, AdapterId, AdapterReader, ChosenToken, KvCapacity, ReadAdapter};
 use crate::scheduler::{MAX_CHOICES, Refusal};
 use crate::sequence::{AdapterKey, EndReason, GenerationRequest, PromptLogprob};
+use crate::step_clock::StepClock;
 
 /// What happens to a request, in order. The last one of each answer has an `end`, or is `Ended`; `Failed`
 /// ends them all.
@@ -113,25 +114,12 @@ pub(super) enum Command {
 pub(super) struct Shared {
     pub(super) queued: AtomicUsize,
     pub(super) dead: OnceLock<String>,
-    /// When the backend was given the step that it runs, and the engine's start, from which that is counted: in milliseconds, and 0
-    /// between two steps.
-    pub(super) step_began: AtomicU64,
-    pub(super) started: Instant,
+    pub(super) clock: StepClock,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
-        let (queued, dead) = (AtomicUsize::new(0), OnceLock::new());
-        Self { queued, dead, step_began: AtomicU64::new(0), started: Instant::now() }
-    }
-
-    pub(super) fn step_begins(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.step_began.store(now.max(1), Ordering::Relaxed);
-    }
-
-    pub(super) fn step_ends(&self) {
-        self.step_began.store(0, Ordering::Relaxed);
+        Self { queued: AtomicUsize::new(0), dead: OnceLock::new(), clock: StepClock::new() }
     }
 }
 
@@ -194,8 +182,7 @@ impl EngineHandle {
     /// How long the backend has been at the step that it runs; `None` between two steps. One that never ends shows here only: the
     /// thread that would tell is in it.
     pub fn step_age(&self) -> Option<Duration> {
-        let began = self.shared.step_began.load(Ordering::Relaxed);
-        (began > 0).then(|| self.shared.started.elapsed().saturating_sub(Duration::from_millis(began)))
+        self.shared.clock.age()
     }
 
     /// Requests that have not been admitted yet, those included that the engine's thread has not seen.

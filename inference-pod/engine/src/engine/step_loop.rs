@@ -140,9 +140,9 @@ impl<B: Backend> Engine<B> {
             return Ok(());
         }
         let planned = Instant::now();
-        self.shared.step_begins();
+        self.shared.clock.begins();
         let result = self.backend.execute(&plan.batch);
-        self.shared.step_ends();
+        self.shared.clock.ends();
         let executed = Instant::now();
         let (tokens, sequences) = (plan.tokens(), plan.batch.sequences.len());
         self.take_result(plan, result)?;

@@ -44,7 +44,7 @@ pub async fn chat_completions(
     };
     let (request, prompt, tools, wanted) = app.read_request(bytes, timing.deadline, read).await?;
     let constraint = match wanted {
-        Some(wanted) => Some(wanted.compile(&model).await?),
+        Some(wanted) => Some(wanted.compile(&model, timing.deadline).await?),
         None => None,
     };
     let ChatCompletionRequest { model: requested, options, logprobs, top_logprobs, .. } = &request;

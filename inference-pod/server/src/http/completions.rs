@@ -47,7 +47,7 @@ pub async fn completions(
     };
     let (request, prompts) = app.read_request(bytes, timing.deadline, read).await?;
     let constraint = match &request.options.form {
-        Some(form) => Some(Wanted::form(form).compile(&model).await?),
+        Some(form) => Some(Wanted::form(form).compile(&model, timing.deadline).await?),
         None => None,
     };
     let public = public_model(&headers, &request.model);
