@@ -47,3 +47,17 @@ pub mod stalled {
     /// An older route already answers to this model name.
     pub const MODEL_NAME_TAKEN: &str = "ModelNameTaken";
 }
+
+/// Reasons of events about a route's canary.
+pub mod rollout {
+    /// The canary's share was decided: a step has begun, or goes on.
+    pub const CANARY_STEP: &str = "CanaryStep";
+    /// It keeps its share until someone lets it go on.
+    pub const CANARY_PAUSED: &str = "CanaryPaused";
+    /// It has everything.
+    pub const CANARY_PROMOTED: &str = "CanaryPromoted";
+    /// It has nothing any more.
+    pub const CANARY_ROLLED_BACK: &str = "CanaryRolledBack";
+    /// The spec has no canary any more.
+    pub const CANARY_REMOVED: &str = "CanaryRemoved";
+}

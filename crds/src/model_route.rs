@@ -3,15 +3,29 @@
 // Each `printcolumn(…)` group has the same keys.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod canary;
+mod weights;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, ResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::validation::rule;
+use canary::{Canary, RolloutRequest, RolloutStatus};
 
 /// A public model name and where its traffic goes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule(
+        "!has(self.canary) || self.backends.exists(b, b.name == self.canary.backend && (!has(b.weight) || b.weight == 0))",
+        "spec.canary.backend must be the name of one of spec.backends that has no weight of its own",
+    ),
+    rule(
+        "!has(self.canary) || self.backends.exists(b, b.name != self.canary.backend && has(b.weight) && b.weight > 0)",
+        "spec.canary needs a backend to be compared with: give another of spec.backends a weight above 0",
+    ),
+]))]
 #[kube(
     group = "fairlead.dev",
     version = "v1alpha1",
@@ -34,6 +48,18 @@ use crate::validation::rule;
         type_ = "string",
         json_path = ".status.split",
         description = "Where requests go, in percent"
+    ),
+    printcolumn(
+        name = "Rollout",
+        type_ = "string",
+        json_path = ".status.rollout.phase",
+        description = "Where the canary is"
+    ),
+    printcolumn(
+        name = "Step",
+        type_ = "string",
+        json_path = ".status.rollout.progress",
+        description = "The canary's step, of how many"
     ),
     printcolumn(
         name = "Ready",
@@ -76,6 +102,9 @@ pub struct ModelRouteSpec {
         )],
     ))]
     pub backends: Vec<Backend>,
+    /// A backend that takes over step by step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
 }
 
 /// One place that requests can go.
@@ -126,13 +155,19 @@ pub struct ModelRouteStatus {
     /// The model name that this route answers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Where requests go by the spec's weights, in percent, backends that take any.
+    /// Where requests go by the weights and the canary's step, in percent, backends that take any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["backend"]))]
     pub effective_split: Vec<SplitShare>,
     /// `effectiveSplit` in one line, as `kubectl get` shows it: `v1=80 v2=20`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
+    /// Where the canary is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
+    /// What a person asks of the rollout; the operator reads it and never writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RolloutRequest>,
 }
 
 /// One backend's share of the requests.
@@ -149,11 +184,5 @@ impl ModelRoute {
     /// The name that clients send as `model`.
     pub fn model_name(&self) -> String {
         self.spec.model.clone().unwrap_or_else(|| self.name_any())
-    }
-
-    /// Each backend with its weight, defaults filled in.
-    pub fn weights(&self) -> impl Iterator<Item = (&Backend, u32)> {
-        let only = self.spec.backends.len() == 1;
-        self.spec.backends.iter().map(move |backend| (backend, backend.weight.unwrap_or(u32::from(only))))
     }
 }

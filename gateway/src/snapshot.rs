@@ -148,7 +148,7 @@ impl Builder<'_> {
             return;
         }
         let mut backends = Vec::with_capacity(route.spec.backends.len());
-        for (index, (backend, weight)) in route.weights().enumerate() {
+        for (index, (backend, weight)) in route.weights().into_iter().enumerate() {
             match self.backend(&namespace, backend, weight) {
                 Ok(backend) => backends.push(backend),
                 // The backend stays, without endpoints: its weight still says what the route's author wanted.

@@ -1,7 +1,9 @@
 //! Events: what `kubectl describe` tells of an object's past. One for each transition of its `Ready` condition; the
 //! reasons are those of the conditions (`fairlead_crds::condition`), so that both can be searched for alike.
 
-use fairlead_crds::condition::{READY, STALLED};
+use fairlead_crds::condition::{READY, STALLED, rollout};
+use fairlead_crds::model_route::canary::RolloutStatus;
+use fairlead_rollout::Phase;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 
@@ -20,15 +22,31 @@ pub fn transition(before: &[Condition], after: &[Condition]) -> Option<Event> {
         return None;
     }
     let type_ = if find(after, STALLED).is_some() { EventType::Warning } else { EventType::Normal };
-    let note = ready.message.chars().scan(0, |bytes, c| {
+    Some(event(type_, ready.reason, &ready.message))
+}
+
+/// The event that a move of a canary deserves: when its phase or its weight has changed.
+pub fn rollout(before: Option<&RolloutStatus>, after: Option<&RolloutStatus>) -> Option<Event> {
+    let after = after?;
+    let seen =
+        |rollout: &RolloutStatus| (rollout.state.phase, rollout.state.weight, rollout.state.canary.clone());
+    if before.map(seen) == Some(seen(after)) {
+        return None;
+    }
+    let (type_, reason) = match after.state.phase {
+        Phase::Idle => (EventType::Normal, rollout::CANARY_REMOVED),
+        Phase::Progressing => (EventType::Normal, rollout::CANARY_STEP),
+        Phase::Paused => (EventType::Normal, rollout::CANARY_PAUSED),
+        Phase::Promoted => (EventType::Normal, rollout::CANARY_PROMOTED),
+        Phase::RolledBack => (EventType::Warning, rollout::CANARY_ROLLED_BACK),
+    };
+    Some(event(type_, reason.to_owned(), after.message.as_deref().unwrap_or_default()))
+}
+
+fn event(type_: EventType, reason: String, message: &str) -> Event {
+    let note = message.chars().scan(0, |bytes, c| {
         *bytes += c.len_utf8();
         (*bytes <= LONGEST_NOTE).then_some(c)
     });
-    Some(Event {
-        type_,
-        reason: ready.reason,
-        note: Some(note.collect()),
-        action: ACTION.to_owned(),
-        secondary: None,
-    })
+    Event { type_, reason, note: Some(note.collect()), action: ACTION.to_owned(), secondary: None }
 }

@@ -93,11 +93,11 @@ fn plan() -> Plan {
 fn taken_for_worse(plan: &Plan, seed: u64) -> bool {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut now = Timestamp::from_second(1_800_000_000).unwrap();
-    let mut decision = decide(Some(plan), None, &Observation::default(), None, now);
     let mut seen = Observation { canary_ready: true, ..Observation::default() };
+    let mut decision = decide(Some(plan), &plan.stable, None, &seen, None, now);
     while let Some(wait) = decision.next {
-        if decision.step_began {
-            seen = Observation { canary_ready: true, ..Observation::default() };
+        if seen.epoch != decision.state.epoch {
+            seen = Observation { canary_ready: true, epoch: decision.state.epoch, ..Observation::default() };
         }
         let share = f64::from(decision.state.weight) / 100.0;
         for _ in 0..(wait.as_secs_f64() * REQUESTS_PER_SECOND) as u64 {
@@ -105,7 +105,7 @@ fn taken_for_worse(plan: &Plan, seed: u64) -> bool {
             STABLE.answer(counts, &mut rng);
         }
         now += wait;
-        decision = decide(Some(plan), Some(&decision.state), &seen, None, now);
+        decision = decide(Some(plan), &plan.stable, Some(&decision.state), &seen, None, now);
     }
     decision.state.phase == Phase::RolledBack && decision.state.reason == Reason::GateFailed
 }

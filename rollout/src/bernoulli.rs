@@ -139,6 +139,20 @@ mod tests {
         assert!(high > 0.003 && high < 0.009, "{high}");
     }
 
+    /// The mixture is a distribution over the counts, so that its ratio to any other has mean 1: what the intervals stand on.
+    #[test]
+    fn the_mixture_of_all_outcomes_sums_to_one() {
+        for of in [1, 7, 60, 400] {
+            let outcomes =
+                |hits: u64| -ln_beta(float(hits) + 1.0, float(of - hits) + 1.0) - float(of + 1).ln();
+            for prior in [PRIOR, (30.0 * 0.95, 30.0 * 0.05)] {
+                let sum: f64 =
+                    (0..=of).map(|hits| (outcomes(hits) + mixture(Tally { hits, of }, prior)).exp()).sum();
+                assert!((sum - 1.0).abs() < 1e-9, "{of} {prior:?}: {sum}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn what_was_seen_is_inside(hits in 0_u64..500, more in 0_u64..5000, hits2 in 0_u64..500, more2 in 0_u64..5000) {

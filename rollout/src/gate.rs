@@ -37,31 +37,33 @@ pub enum Bound {
 pub struct Gate {
     /// What is measured.
     pub metric: Metric,
-    /// Which quantile, between 0 and 1; of no meaning for `ErrorRate`.
+    /// Which quantile, between 0 and 1, both excluded; of no meaning for `ErrorRate`.
     pub quantile: f64,
     /// What it may be.
     pub bound: Bound,
 }
 
-/// What gateways counted of one variant since a step began.
+/// What gateways counted of one variant in an epoch, of the requests that the split decides on and that began in it.
+///
+/// A request that failed, or that is overdue, counts as infinite in the latencies: what never answers is not fast.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Counts {
     /// Requests that ended.
     pub requests: u64,
     /// Those of them that failed by the variant's fault.
     pub errors: u64,
-    /// Seconds, of the requests that were answered.
+    /// Seconds.
     pub time_to_first_token: Histogram,
     /// Seconds, of the requests that were answered with two tokens or more.
     pub inter_token_latency: Histogram,
-    /// Seconds, of the requests that were answered.
+    /// Seconds.
     pub end_to_end_latency: Histogram,
     /// Tokens, of the requests that were answered.
     pub tokens_per_answer: Histogram,
 }
 
 impl Counts {
-    /// How many values there are of `metric`. Requests that fail have no latencies.
+    /// How many values there are of `metric`.
     pub fn of(&self, metric: Metric) -> u64 {
         self.histogram(metric).map_or(self.requests, Histogram::count)
     }
@@ -127,6 +129,9 @@ impl Gate {
             };
         let verdict = if counted.0 < min_requests || counted.1.is_some_and(|stable| stable < min_requests) {
             Verdict::TooFewRequests
+        } else if interval.low.is_nan() || interval.high.is_nan() || interval.low > interval.high {
+            // A quantile or an alpha that is none: nothing may be concluded.
+            Verdict::Undecided
         } else if interval.high <= bound {
             Verdict::Pass
         } else if interval.low > bound {
@@ -186,7 +191,7 @@ mod tests {
         assert_eq!(judge(Bound::MaxRegression(0.5), &slow), Verdict::Fail);
         assert_eq!(judge(Bound::MaxRegression(0.5), &fast), Verdict::Pass);
         assert_eq!(judge(Bound::MaxRegression(1.0), &slow), Verdict::Undecided);
-        // Requests there were, answers none.
+        // Requests there were, latencies nobody counted.
         assert_eq!(judge(Bound::Max(0.3), &errors(400, 400)), Verdict::TooFewRequests);
     }
 }

@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::{Counts, Judgement, Verdict};
@@ -19,9 +20,11 @@ use crate::plan::{OnUndecided, Plan};
 
 /// How many entries of history, and how many ended plans, are kept.
 const KEPT: usize = 20;
+/// The shortest time to the next decision.
+const SOON: Duration = Duration::from_millis(100);
 
 /// Where a rollout is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
     /// There is no canary.
     #[default]
@@ -37,7 +40,7 @@ pub enum Phase {
 }
 
 /// Why a rollout is where it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Reason {
     /// There is no canary in the spec.
     #[default]
@@ -62,10 +65,12 @@ pub enum Reason {
     PausedInSpec,
     /// A person asked for it.
     Requested,
+    /// The backend was promoted by an earlier plan and stands.
+    AlreadyPromoted,
 }
 
 /// What a person asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Action {
     /// Give the canary everything now.
     Promote,
@@ -80,12 +85,15 @@ pub enum Action {
 }
 
 /// A person's request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Request {
     /// Another for every request; one is acted on once.
     pub id: String,
     /// What is asked for.
     pub action: Action,
+    /// Of which canary: a request that was written for one backend says nothing of the next.
+    pub canary: String,
 }
 
 /// What was seen since the last decision.
@@ -93,14 +101,17 @@ pub struct Request {
 pub struct Observation {
     /// Whether the canary has a pod that serves.
     pub canary_ready: bool,
-    /// What gateways counted of the canary since the step began.
+    /// The epoch that the counts are of; those of another are not judged.
+    pub epoch: u64,
+    /// What gateways counted of the canary in that epoch.
     pub canary: Counts,
     /// The same of stable.
     pub stable: Counts,
 }
 
 /// One line of what happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Entry {
     /// When.
     pub at: Timestamp,
@@ -115,7 +126,8 @@ pub struct Entry {
 }
 
 /// A plan that has ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Ended {
     /// Its fingerprint.
     pub fingerprint: String,
@@ -126,7 +138,8 @@ pub struct Ended {
 }
 
 /// All that has to be remembered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
 pub struct State {
     /// Of the plan that the rest speaks of.
     pub fingerprint: String,
@@ -139,11 +152,15 @@ pub struct State {
     /// What it is compared with: the spec's stable backend, or the one that was promoted last.
     pub stable: String,
     /// Counted from zero.
-    pub step: usize,
+    pub step: u32,
     /// The canary's share in percent.
     pub weight: u32,
-    /// When the step began, and its counts with it.
+    /// When the step began.
     pub step_began: Timestamp,
+    /// Another whenever counting begins anew, with every step and every retry. Never used again.
+    pub epoch: u64,
+    /// Whether the canary has had a pod that serves in this step; the step's time counts from then.
+    pub served: bool,
     /// When the gates were looked at last.
     pub looked: Option<Timestamp>,
     /// Looks in a row at which a gate failed.
@@ -162,7 +179,8 @@ pub struct State {
 }
 
 /// A canary that became what stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Promotion {
     /// The backend that was promoted.
     pub backend: String,
@@ -179,46 +197,55 @@ pub struct Decision {
     pub judgements: Vec<Judgement>,
     /// A request that could not be followed, in words.
     pub refused: Option<String>,
-    /// Whether a step began, so that counting begins again.
-    pub step_began: bool,
     /// When to decide again at the latest.
     pub next: Option<Duration>,
 }
 
-/// Decides. `plan`: `None` where the spec has no canary; `request`: the latest, whether it was acted on or not.
+/// Decides. `plan`: `None` where the spec has no canary; `stable`: what stands by the spec, as in the plan; `request`: the latest,
+/// whether it was acted on or not.
 pub fn decide(
     plan: Option<&Plan>,
+    stable: &str,
     before: Option<&State>,
     seen: &Observation,
     request: Option<&Request>,
     now: Timestamp,
 ) -> Decision {
     let mut state = before.cloned().unwrap_or_default();
-    let Some(plan) = plan else { return without_canary(state, now) };
-    let mut deciding = Deciding { plan, seen, now, judgements: Vec::new(), refused: None, step_began: false };
+    // Whoever changes what stands has taken the promotion over, or taken it back.
+    state.promoted = state.promoted.filter(|promoted| promoted.over == stable);
+    let request = request.filter(|request| state.handled.as_ref() != Some(&request.id));
+    let Some(plan) = plan else { return without_canary(state, stable, request, now) };
+    let mut deciding = Deciding { plan, seen, now, judgements: Vec::new(), refused: None };
     if state.phase == Phase::Idle || state.fingerprint != plan.fingerprint {
         deciding.begin(&mut state);
     }
-    if let Some(request) = request.filter(|request| state.handled.as_ref() != Some(&request.id)) {
+    if let Some(request) = request {
         deciding.obey(&mut state, request);
     }
     if matches!(state.phase, Phase::Progressing | Phase::Paused) {
         deciding.go_on(&mut state);
     }
-    let next = matches!(state.phase, Phase::Progressing | Phase::Paused).then_some(plan.interval);
-    let Deciding { judgements, refused, step_began, .. } = deciding;
-    Decision { state, judgements, refused, step_began, next }
+    let next = matches!(state.phase, Phase::Progressing | Phase::Paused).then(|| deciding.until_next(&state));
+    let Deciding { judgements, refused, .. } = deciding;
+    Decision { state, judgements, refused, next }
 }
 
-/// The canary has left the spec. What it was promoted over is kept, in case the spec still names that.
-fn without_canary(mut state: State, now: Timestamp) -> Decision {
+/// The spec has no canary, or no longer. What stands by the spec has everything.
+fn without_canary(mut state: State, stable: &str, request: Option<&Request>, now: Timestamp) -> Decision {
+    stable.clone_into(&mut state.stable);
     if state.phase != Phase::Idle {
         state.fingerprint.clear();
         state.weight = 0;
         state.paused_by_request = false;
         enter(&mut state, Phase::Idle, Reason::NoCanary, now);
     }
-    Decision { state, judgements: Vec::new(), refused: None, step_began: false, next: None }
+    // Not kept for the next canary.
+    let refused = request.map(|request| {
+        state.handled = Some(request.id.clone());
+        format!("there is no canary to {:?}", request.action)
+    });
+    Decision { state, judgements: Vec::new(), refused, next: None }
 }
 
 /// What one decision is made with.
@@ -228,7 +255,6 @@ struct Deciding<'a> {
     now: Timestamp,
     judgements: Vec<Judgement>,
     refused: Option<String>,
-    step_began: bool,
 }
 
 impl Deciding<'_> {
@@ -246,21 +272,32 @@ impl Deciding<'_> {
             state.stable.clone_from(backend);
         }
         state.paused_by_request = false;
+        let promoted = Promotion { backend: plan.canary.clone(), over: plan.stable.clone() };
+        // What stands already is not tried once more: that would give most of its traffic back to what it replaced.
+        if state.promoted.as_ref() == Some(&promoted) {
+            state.weight = 100;
+            return self.end(state, Phase::Promoted, Reason::AlreadyPromoted);
+        }
         let known = state.ended.iter().find(|ended| ended.fingerprint == plan.fingerprint);
         let Some(Ended { phase, reason, .. }) = known.cloned() else {
             return self.begin_step(state, 0);
         };
-        state.weight = if phase == Phase::Promoted { 100 } else { 0 };
+        state.weight = 0;
+        if phase == Phase::Promoted {
+            state.weight = 100;
+            state.promoted = Some(promoted);
+        }
         enter(state, phase, reason, self.now);
     }
 
-    fn begin_step(&mut self, state: &mut State, step: usize) {
+    fn begin_step(&mut self, state: &mut State, step: u32) {
         state.step = step;
-        state.weight = self.plan.steps.get(step).map_or(0, |step| step.weight);
+        state.weight = self.plan.step(step).map_or(0, |step| step.weight);
         state.step_began = self.now;
+        state.epoch += 1;
+        state.served = self.seen.canary_ready;
         state.looked = None;
         state.failures = 0;
-        self.step_began = true;
         let phase = if self.pauses(state) { Phase::Paused } else { Phase::Progressing };
         enter(state, phase, Reason::Holding, self.now);
     }
@@ -272,13 +309,24 @@ impl Deciding<'_> {
     fn obey(&mut self, state: &mut State, request: &Request) {
         state.handled = Some(request.id.clone());
         let under_way = matches!(state.phase, Phase::Progressing | Phase::Paused);
+        if request.canary != state.canary {
+            self.refused = Some(format!("it was for {}, and the canary is {}", request.canary, state.canary));
+            return;
+        }
         match request.action {
+            Action::Promote if under_way && !self.seen.canary_ready => {
+                self.refused =
+                    Some(format!("{} has no pod that serves: wait for one, or abort", state.canary));
+            }
             Action::Promote if under_way => self.promote(state, Reason::Requested),
             Action::Abort if under_way => self.roll_back(state, Reason::Requested),
             Action::Pause if under_way => state.paused_by_request = true,
             Action::Resume if under_way && self.plan.paused => {
                 self.refused =
                     Some("the rollout is paused by spec.canary.paused: set that to false".to_owned());
+            }
+            Action::Resume if under_way && !state.paused_by_request => {
+                self.refused = Some("nobody has paused the rollout: ask to promote or to abort".to_owned());
             }
             Action::Resume if under_way => state.paused_by_request = false,
             Action::Retry if state.phase == Phase::RolledBack => {
@@ -296,23 +344,20 @@ impl Deciding<'_> {
     fn go_on(&mut self, state: &mut State) {
         // A clock that was set back must not make a step last for ever.
         state.step_began = state.step_began.min(self.now);
-        if !self.seen.canary_ready {
-            // Nobody can judge what nobody serves; the hold begins with the first pod.
-            if state.looked.is_none() {
-                state.step_began = self.now;
+        state.looked = state.looked.map(|looked| looked.min(self.now));
+        if !state.served {
+            // The step's time begins with the first pod that serves, and what is counted with it.
+            (state.step_began, state.served) = (self.now, self.seen.canary_ready);
+            if !state.served {
+                return self.wait(state, Reason::CanaryNotReady);
             }
-            return self.wait(state, Reason::CanaryNotReady);
+            state.epoch += 1;
         }
-        let now = self.now;
-        let since = |then: Timestamp| now.duration_since(then);
-        let due =
-            state.looked.is_none_or(|looked| looked > now || since(looked) >= signed(self.plan.interval));
-        // The first look is one interval after the step began: before, there is nothing to see.
-        if !due || since(state.step_began) < signed(self.plan.interval) {
+        if self.until_look(state) > SignedDuration::ZERO {
             return self.wait(state, self.holding(state));
         }
         state.looked = Some(self.now);
-        self.judge();
+        self.judge(state);
         if self.any(Verdict::Fail) {
             state.failures += 1;
             if state.failures >= self.plan.failure_limit {
@@ -320,17 +365,19 @@ impl Deciding<'_> {
             }
             return self.wait(state, Reason::GateFailing);
         }
-        state.failures = 0;
-        let held =
-            self.plan.steps.get(state.step).is_none_or(|step| since(state.step_began) >= signed(step.hold));
-        let last = state.step + 1 >= self.plan.steps.len();
+        let held = self.until_held(state) <= SignedDuration::ZERO;
         if self.any(Verdict::TooFewRequests) {
             return self.wait(state, if held { Reason::TooFewRequests } else { Reason::Holding });
+        }
+        state.failures = 0;
+        // Whoever has lost its pods may be judged, and grows no further.
+        if !self.seen.canary_ready {
+            return self.wait(state, Reason::CanaryNotReady);
         }
         if !held || self.pauses(state) {
             return self.wait(state, Reason::Holding);
         }
-        if !last {
+        if !self.plan.is_last(state.step) {
             return self.begin_step(state, state.step + 1);
         }
         if !self.any(Verdict::Undecided) {
@@ -345,10 +392,32 @@ impl Deciding<'_> {
         }
     }
 
+    /// Time to the next look: an interval after the last one or after the step began, and at the end of the hold besides.
+    fn until_look(&self, state: &State) -> SignedDuration {
+        let last = state.looked.unwrap_or(state.step_began);
+        let regular = signed(self.plan.interval) - self.now.duration_since(last);
+        let held = self.until_held(state);
+        let held_at_last_look = held + self.now.duration_since(last) <= SignedDuration::ZERO;
+        if held_at_last_look { regular } else { regular.min(held) }
+    }
+
+    /// Time to the end of the hold.
+    fn until_held(&self, state: &State) -> SignedDuration {
+        let hold = self.plan.step(state.step).map(|step| step.hold).unwrap_or_default();
+        signed(hold) - self.now.duration_since(state.step_began)
+    }
+
+    /// When to decide again.
+    fn until_next(&self, state: &State) -> Duration {
+        let look = if state.served { self.until_look(state) } else { signed(self.plan.interval) };
+        Duration::try_from(look).unwrap_or_default().max(SOON)
+    }
+
     /// What a rollout says that waits for its next look: what it said at the last one.
     fn holding(&self, state: &State) -> Reason {
         match state.reason {
             said @ (Reason::TooFewRequests | Reason::GateFailing | Reason::Undecided) => said,
+            _ if !self.seen.canary_ready => Reason::CanaryNotReady,
             _ => Reason::Holding,
         }
     }
@@ -364,9 +433,12 @@ impl Deciding<'_> {
         enter(state, phase, reason, self.now);
     }
 
-    fn judge(&mut self) {
+    fn judge(&mut self, state: &State) {
         let (plan, seen) = (self.plan, self.seen);
         let alpha = plan.alpha_each();
+        let nothing = Observation::default();
+        // Counts of another epoch, as after a restart, are none of this step's.
+        let seen = if seen.epoch == state.epoch { seen } else { &nothing };
         self.judgements = plan
             .gates
             .iter()
@@ -399,14 +471,17 @@ impl Deciding<'_> {
     }
 }
 
-/// Enters a phase; what has changed goes into the history.
+/// Enters a phase. A change of phase or weight is an entry of the history; another reason only changes the last one.
 fn enter(state: &mut State, phase: Phase, reason: Reason, now: Timestamp) {
     (state.phase, state.reason) = (phase, reason);
-    let entry = Entry { at: now, canary: state.canary.clone(), phase, reason, weight: state.weight };
-    let same = |last: &Entry| Entry { at: now, ..last.clone() } == entry;
-    if !state.history.last().is_some_and(same) {
-        state.history.push(entry);
-        keep_latest(&mut state.history);
+    let (canary, weight) = (&state.canary, state.weight);
+    let same = |last: &Entry| last.phase == phase && last.weight == weight && last.canary == *canary;
+    match state.history.last_mut().filter(|last| same(last)) {
+        Some(last) => last.reason = reason,
+        None => {
+            state.history.push(Entry { at: now, canary: canary.clone(), phase, reason, weight });
+            keep_latest(&mut state.history);
+        }
     }
 }
 

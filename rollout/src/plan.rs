@@ -23,7 +23,7 @@ pub struct Plan {
     pub min_requests: u64,
     /// So many looks in a row at which a gate fails roll the canary back; at least 1.
     pub failure_limit: u32,
-    /// Probability that a canary which keeps every bound is ever rolled back; above 0 and below 1.
+    /// Probability that a gate ever fails a canary which keeps every bound, in one attempt; above 0 and below 1.
     pub alpha: f64,
     /// What to do when the last step has been held and gates are undecided.
     pub on_undecided: OnUndecided,
@@ -55,6 +55,16 @@ pub enum OnUndecided {
 }
 
 impl Plan {
+    /// A step, counted from zero.
+    pub fn step(&self, at: u32) -> Option<&Step> {
+        self.steps.get(usize::try_from(at).ok()?)
+    }
+
+    /// Whether no step comes after this one.
+    pub fn is_last(&self, at: u32) -> bool {
+        self.step(at.saturating_add(1)).is_none()
+    }
+
     /// The share of `alpha` that one gate may use up at one step, so that all of them together keep to `alpha`.
     pub fn alpha_each(&self) -> f64 {
         let looks = self.steps.len().max(1) * self.gates.len().max(1);

@@ -267,7 +267,11 @@ fn check(route: &ModelRoute) -> Result<(), String> {
             Endpoint::parse(base).map_err(|problem| format!("{at}.endpoints[{place}]: {problem}"))?;
         }
     }
-    if route.weights().all(|(_, weight)| weight == 0) {
+    if route.spec.canary.is_some() {
+        return Err("spec.canary: the operator moves canaries, and there is none without Kubernetes; give the backends weights"
+            .to_owned());
+    }
+    if route.weights().iter().all(|(_, weight)| *weight == 0) {
         return Err(
             "spec.backends: the weights sum to zero; give at least one backend a weight above 0".to_owned()
         );

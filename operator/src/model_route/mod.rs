@@ -3,6 +3,7 @@
 
 pub mod controller;
 pub mod dereference;
+pub mod rollout;
 pub mod status;
 pub mod triggers;
 pub mod validate;
@@ -13,7 +14,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairlead_crds::model_route::ModelRoute;
+use fairlead_crds::model_route::{ModelRoute, ModelRouteStatus};
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
@@ -35,12 +36,27 @@ pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result
         return Ok((Action::await_change(), Outcome::Success));
     }
     let found = dereference::dereference(&object, &context.stores);
-    let outcome = validate::validate(&object, &found);
     let before = object.status.clone().unwrap_or_default();
-    let after = status::status(&object, &before, &outcome, Timestamp::now());
-    if after != before {
+    let now = Timestamp::now();
+    let decided = rollout::advance(&object, &before, &found, now);
+    let (rollout, look_again) = match &decided {
+        Ok((rollout, next)) => (rollout.clone(), *next),
+        // What was decided on the last spec that could be followed.
+        Err(_) => (before.rollout.clone(), None),
+    };
+    // With what was just decided.
+    let mut decided_object = (*object).clone();
+    decided_object.status.get_or_insert_default().rollout.clone_from(&rollout);
+    let outcome = decided.and_then(|_| validate::validate(&decided_object, &found));
+    let after = status::status(&decided_object, &before, &outcome, now);
+    if after != (ModelRouteStatus { request: None, ..before.clone() }) {
         context.model_routes.status(&*object, &after).await?;
         if let Some(event) = events::transition(&before.conditions, &after.conditions)
+            && let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await
+        {
+            tracing::warn!(name = object.name_any(), %error, "the event could not be published");
+        }
+        if let Some(event) = events::rollout(before.rollout.as_ref(), after.rollout.as_ref())
             && let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await
         {
             tracing::warn!(name = object.name_any(), %error, "the event could not be published");
@@ -48,9 +64,10 @@ pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result
     }
     // Whatever would change the outcome is watched.
     match outcome {
-        Ok(_) => Ok((Action::requeue(NOW_AND_THEN), Outcome::Success)),
+        Ok(_) => Ok((Action::requeue(look_again.unwrap_or(NOW_AND_THEN)), Outcome::Success)),
         Err(error) => match error.action() {
-            Some(action) => Ok((action, error.category())),
+            // A canary goes on while another backend is not ready.
+            Some(action) => Ok((look_again.map_or(action, Action::requeue), error.category())),
             None => Err(error),
         },
     }

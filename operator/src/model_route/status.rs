@@ -8,7 +8,7 @@ use super::validate::Routed;
 use crate::conditions::{Verdict, conditions};
 use crate::error::Error;
 
-/// Makes the status.
+/// Makes the status. `object` carries what was decided of its canary just now.
 pub fn status(
     object: &ModelRoute,
     before: &ModelRouteStatus,
@@ -26,6 +26,7 @@ pub fn status(
         Err(error) => Verdict::of_error(error),
     };
     let effective_split = split(object);
+    let rollout = object.status.as_ref().and_then(|status| status.rollout.clone());
     let line: Vec<String> =
         effective_split.iter().map(|share| format!("{}={}", share.backend, share.percent)).collect();
     ModelRouteStatus {
@@ -34,17 +35,21 @@ pub fn status(
         model: Some(object.model_name()),
         split: (!line.is_empty()).then(|| line.join(" ")),
         effective_split,
+        rollout,
+        // Written by people.
+        request: None,
     }
 }
 
 /// Percent by weight, of the backends that have any, with at most two decimals.
 fn split(object: &ModelRoute) -> Vec<SplitShare> {
-    let total: u64 = object.weights().map(|(_, weight)| u64::from(weight)).sum();
+    let weights = object.weights();
+    let total: u64 = weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
     if total == 0 {
         return Vec::new();
     }
-    object
-        .weights()
+    weights
+        .into_iter()
         .filter(|(_, weight)| *weight > 0)
         .map(|(backend, weight)| SplitShare {
             backend: backend.name.clone(),

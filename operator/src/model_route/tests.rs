@@ -161,6 +161,15 @@ async fn contradictions_are_refused_also_when_the_schema_let_them_through() {
         ),
         ("{backends: [{name: a, endpoints: ['http://10.0.0.1']}]}", "spec.backends[a].endpoints"),
         ("{backends: [{name: a}]}", "spec.backends[a].modelDeployment is missing"),
+        (&canary("backend: c, steps: [{weight: 5, hold: 1m}]"), "spec.canary.backend: there is no backend c"),
+        (&canary("backend: a, steps: [{weight: 5, hold: 1m}]"), "a has a weight of its own"),
+        (&canary("backend: b, steps: []"), "spec.canary.steps is empty"),
+        (
+            &canary("backend: b, steps: [{weight: 5, hold: 1m}, {weight: 5, hold: 1m}]"),
+            "spec.canary.steps[1].weight is 5",
+        ),
+        (&canary("backend: b, steps: [{weight: 100, hold: 1m}]"), "spec.canary.steps[0].weight is 100"),
+        (&canary("backend: b, steps: [{weight: 5, hold: soon}]"), "spec.canary.steps[0].hold is \"soon\""),
     ] {
         let mut cluster = Cluster::new();
         deployment(&cluster, "one", true);
@@ -182,4 +191,96 @@ async fn a_changed_deployment_concerns_the_routes_that_name_it() {
         concerned(&changed, &cluster.context.stores.model_routes).len()
     };
     assert_eq!((told("models"), told("elsewhere")), (1, 0));
+}
+
+fn canary(canary: &str) -> String {
+    format!(
+        "{{backends: [{{name: a, modelDeployment: one, weight: 1}}, {{name: b, modelDeployment: two}}], canary: {{{canary}}}}}"
+    )
+}
+
+/// A route with a canary whose steps last no time, or very long.
+fn cluster_with_canary(steps: &str) -> Cluster {
+    let cluster = Cluster::new();
+    deployment(&cluster, "one", true);
+    deployment(&cluster, "two", true);
+    add(&cluster, &route("chat", &canary(&format!("backend: b, steps: {steps}")), 1));
+    cluster
+}
+
+fn ask(cluster: &Cluster, id: &str, action: &str) {
+    let path = path("models", "chat");
+    let mut object = cluster.get(&path).unwrap();
+    object["status"]["request"] = json!({"id": id, "action": action, "canary": "b"});
+    cluster.put(&path, object);
+}
+
+fn rollout(status: &Value) -> (&str, u64, &str) {
+    let rollout = &status["rollout"];
+    (
+        rollout["phase"].as_str().unwrap(),
+        rollout["weight"].as_u64().unwrap(),
+        status["split"].as_str().unwrap(),
+    )
+}
+
+#[tokio::test]
+async fn a_canary_begins_with_its_first_step_and_obeys_requests() {
+    let mut cluster = cluster_with_canary("[{weight: 5, hold: 1h}, {weight: 50, hold: 1h}]");
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(rollout(&status), ("Progressing", 5, "a=95 b=5"));
+    assert_eq!((ready(&status).0, &status["rollout"]["progress"]), ("True", &json!("1/2")));
+    assert!(status["rollout"]["message"].as_str().unwrap().contains("b has 5 % beside a for 1h"), "{status}");
+
+    ask(&cluster, "1", "Pause");
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(rollout(&status), ("Paused", 5, "a=95 b=5"));
+    ask(&cluster, "2", "Promote");
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(rollout(&status), ("Promoted", 100, "b=100"));
+    assert_eq!(cluster.events(), ["Routed", "CanaryStep", "CanaryPaused", "CanaryPromoted"]);
+
+    // What has ended has nothing to abort; it is told so, and nothing moves. The same look again writes nothing.
+    ask(&cluster, "3", "Abort");
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(rollout(&status), ("Promoted", 100, "b=100"));
+    assert!(
+        status["rollout"]["message"].as_str().unwrap().starts_with("the last request was refused"),
+        "{status}"
+    );
+    cluster.writes();
+    step(&mut cluster, "models", "chat").await;
+    assert_eq!(cluster.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_canary_that_is_aborted_has_nothing_and_may_be_tried_again() {
+    let mut cluster = cluster_with_canary("[{weight: 20, hold: 1h}]");
+    step(&mut cluster, "models", "chat").await;
+    ask(&cluster, "1", "Abort");
+    assert_eq!(rollout(&step(&mut cluster, "models", "chat").await), ("RolledBack", 0, "a=100"));
+    ask(&cluster, "2", "Retry");
+    assert_eq!(rollout(&step(&mut cluster, "models", "chat").await), ("Progressing", 20, "a=80 b=20"));
+}
+
+#[tokio::test]
+async fn a_canary_without_pods_waits_and_the_route_is_ready_all_the_same() {
+    let mut cluster = cluster_with_canary("[{weight: 20, hold: 1s}]");
+    deployment(&cluster, "two", false);
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!((ready(&status).0, status["rollout"]["reason"].as_str().unwrap()), ("True", "CanaryNotReady"));
+    assert!(status["rollout"]["message"].as_str().unwrap().contains("waits for a pod of b"), "{status}");
+}
+
+#[tokio::test]
+async fn a_promotion_that_git_takes_over_moves_nothing() {
+    let mut cluster = cluster_with_canary("[{weight: 20, hold: 1h}]");
+    step(&mut cluster, "models", "chat").await;
+    ask(&cluster, "1", "Promote");
+    step(&mut cluster, "models", "chat").await;
+    let path = path("models", "chat");
+    let mut object = cluster.get(&path).unwrap();
+    object["spec"] = json!({"backends": [{"name": "a", "modelDeployment": "one", "weight": 0}, {"name": "b", "modelDeployment": "two", "weight": 100}]});
+    cluster.put(&path, object);
+    assert_eq!(rollout(&step(&mut cluster, "models", "chat").await), ("Idle", 0, "b=100"));
 }

@@ -24,10 +24,10 @@ pub struct Routed {
 /// # Errors
 /// [`Error::Invalid`] when only a person can help, [`Error::Waiting`] while a backend with a weight is not ready.
 pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Error> {
-    let ModelRouteSpec { model: _, backends } = &object.spec;
+    let ModelRouteSpec { model: _, backends, canary } = &object.spec;
     check_backends(backends)?;
     let takers: Vec<&Backend> =
-        object.weights().filter(|(_, weight)| *weight > 0).map(|(backend, _)| backend).collect();
+        object.weights().into_iter().filter(|(_, weight)| *weight > 0).map(|(backend, _)| backend).collect();
     if takers.is_empty() {
         return Err(invalid(
             "spec.backends: the weights sum to zero, so no request could go anywhere; give at least one backend a weight above 0",
@@ -73,7 +73,11 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
             ));
         }
     }
-    for backend in &takers {
+    // A canary that is not ready is the rollout's matter: its part goes to the others meanwhile.
+    let tried = |backend: &Backend| {
+        takers.len() > 1 && canary.as_ref().is_some_and(|canary| canary.backend == backend.name)
+    };
+    for backend in takers.iter().filter(|backend| !tried(backend)) {
         let name = backend.model_deployment.as_deref().unwrap_or_default();
         if let Some(why) = found.deployments.get(name).and_then(|deployment| not_ready(deployment)) {
             return Err(Error::Waiting {
@@ -116,7 +120,7 @@ fn invalid(message: impl Into<String>) -> Error {
 }
 
 /// Why a ModelDeployment can't take requests, or `None` when it can. What its status says of an earlier spec does not count.
-fn not_ready(deployment: &ModelDeployment) -> Option<String> {
+pub fn not_ready(deployment: &ModelDeployment) -> Option<String> {
     let status = deployment.status.as_ref();
     let ready = status.and_then(|status| status.conditions.iter().find(|it| it.type_ == READY));
     match ready {

@@ -27,7 +27,7 @@ fn plan(weights: &[u32]) -> Plan {
 /// So many requests of the canary and of stable, and so many errors of the canary.
 fn seen(requests: u64, errors: u64) -> Observation {
     let counts = |errors| Counts { requests, errors, ..Counts::default() };
-    Observation { canary_ready: true, canary: counts(errors), stable: counts(0) }
+    Observation { canary_ready: true, canary: counts(errors), stable: counts(0), epoch: 0 }
 }
 
 fn good() -> Observation {
@@ -49,6 +49,8 @@ fn at(seconds: u64) -> Timestamp {
 /// A rollout that is told what is seen, look after look.
 struct Story {
     plan: Option<Plan>,
+    /// What stands by the spec.
+    stable: String,
     state: Option<State>,
     seconds: u64,
     requests: u32,
@@ -56,20 +58,35 @@ struct Story {
 
 impl Story {
     fn of(plan: Plan) -> Self {
-        let mut story = Self { plan: Some(plan), state: None, seconds: 0, requests: 0 };
+        let stable = plan.stable.clone();
+        let mut story = Self { plan: Some(plan), stable, state: None, seconds: 0, requests: 0 };
         story.decide(&good(), None);
         story
     }
 
     fn decide(&mut self, seen: &Observation, action: Option<Action>) -> Decision {
+        let canary = self.plan.as_ref().map_or("v2", |plan| &plan.canary).to_owned();
         let request = action.map(|action| {
             self.requests += 1;
-            Request { id: self.requests.to_string(), action }
+            Request { id: self.requests.to_string(), action, canary }
         });
+        self.decide_on(seen, request.as_ref())
+    }
+
+    fn decide_on(&mut self, seen: &Observation, request: Option<&Request>) -> Decision {
+        let epoch = self.state.as_ref().map_or(0, |state| state.epoch);
+        let seen = Observation { epoch, ..seen.clone() };
         let decision =
-            decide(self.plan.as_ref(), self.state.as_ref(), seen, request.as_ref(), at(self.seconds));
+            decide(self.plan.as_ref(), &self.stable, self.state.as_ref(), &seen, request, at(self.seconds));
         self.state = Some(decision.state.clone());
         decision
+    }
+
+    /// Another plan is in the spec from now on.
+    fn plans(&mut self, plan: Plan) -> State {
+        self.stable.clone_from(&plan.stable);
+        self.plan = Some(plan);
+        self.decide(&good(), None).state
     }
 
     fn look(&mut self, seen: &Observation) -> State {
@@ -107,7 +124,8 @@ fn a_bad_canary_is_rolled_back_after_as_many_looks_as_the_limit_says() {
     assert_eq!(story.is(), (Phase::RolledBack, Reason::GateFailed, 0));
     assert_eq!(story.look(&good()).weight, 0);
     // A person may try again; the numbers begin anew.
-    assert!(story.ask(Action::Retry).step_began);
+    let epoch = story.state.as_ref().unwrap().epoch;
+    assert!(story.ask(Action::Retry).state.epoch > epoch);
     assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 5));
 }
 
@@ -138,16 +156,19 @@ fn too_little_traffic_is_a_state_of_its_own_and_moves_nothing() {
 
 #[test]
 fn the_hold_begins_when_the_canary_serves() {
-    let mut story = Story::of(plan(&[5, 25]));
-    let absent = Observation { canary_ready: false, ..Observation::default() };
-    for _ in 0..10 {
-        story.look(&absent);
-    }
+    let absent = Observation::default();
+    let mut story =
+        Story { plan: Some(plan(&[5, 25])), stable: "v1".into(), state: None, seconds: 0, requests: 0 };
+    (0..10).for_each(|_| drop(story.look(&absent)));
     assert_eq!(story.is(), (Phase::Progressing, Reason::CanaryNotReady, 5));
-    story.look(&good());
-    assert_eq!(story.is().2, 5, "one look after it began to serve");
-    story.look(&good());
-    assert_eq!(story.is().2, 25);
+    let waited = story.state.as_ref().unwrap().epoch;
+    assert_eq!(
+        story.look(&good()).epoch,
+        waited + 1,
+        "what was counted of stable meanwhile is not compared with"
+    );
+    assert_eq!(story.look(&good()).weight, 5, "one interval after it began to serve");
+    assert_eq!(story.look(&good()).weight, 25);
 }
 
 #[test]
@@ -192,18 +213,30 @@ fn a_pause_keeps_the_weight_and_not_a_bad_canary() {
 }
 
 #[test]
-fn a_request_is_acted_on_once_and_refused_in_words_where_it_makes_no_sense() {
+fn a_request_is_acted_on_once() {
     let mut story = Story::of(plan(&[5]));
-    let abort = Request { id: "a".into(), action: Action::Abort };
-    let again =
-        |state: &State, seconds| decide(Some(&plan(&[5])), Some(state), &good(), Some(&abort), at(seconds));
-    let ended = again(story.state.as_ref().unwrap(), 1).state;
-    assert_eq!((ended.phase, ended.weight), (Phase::RolledBack, 0));
-    story.state = Some(ended.clone());
-    story.ask(Action::Retry);
-    let retried = story.state.clone().unwrap();
-    // `abort` is not the last request that was handled, but a retry came after it: the operator sends the latest one only.
-    assert_eq!(retried.phase, Phase::Progressing);
+    let pause = Request { id: "a".into(), action: Action::Pause, canary: "v2".into() };
+    assert_eq!(story.decide_on(&good(), Some(&pause)).state.phase, Phase::Paused);
+    story.ask(Action::Resume);
+    // The status still holds the request that came before.
+    story.state.as_mut().unwrap().handled = Some("a".into());
+    let again = story.decide_on(&good(), Some(&pause));
+    assert_eq!((again.state.phase, again.refused), (Phase::Progressing, None));
+}
+
+#[test]
+fn a_request_is_refused_in_words_where_it_makes_no_sense() {
+    let mut story = Story::of(plan(&[5]));
+    assert!(story.ask(Action::Resume).refused.unwrap().contains("nobody has paused"));
+    assert!(story.ask(Action::Retry).refused.unwrap().contains("Progressing has nothing to Retry"));
+    let other = Request { id: "other".into(), action: Action::Promote, canary: "v3".into() };
+    assert_eq!(
+        story.decide_on(&good(), Some(&other)).refused.unwrap(),
+        "it was for v3, and the canary is v2"
+    );
+    let nobody = Observation { canary_ready: false, ..Observation::default() };
+    assert!(story.decide(&nobody, Some(Action::Promote)).refused.unwrap().contains("no pod that serves"));
+    assert_eq!(story.is().0, Phase::Progressing);
     story.ask(Action::Promote);
     for action in [Action::Abort, Action::Pause, Action::Resume, Action::Promote, Action::Retry] {
         let refused = story.ask(action).refused.unwrap();
@@ -213,22 +246,35 @@ fn a_request_is_acted_on_once_and_refused_in_words_where_it_makes_no_sense() {
 }
 
 #[test]
+fn a_request_without_a_canary_is_not_kept_for_the_next() {
+    let mut story = Story::of(plan(&[5]));
+    story.plan = None;
+    let promote = Request { id: "early".into(), action: Action::Promote, canary: "v2".into() };
+    assert_eq!(story.decide_on(&good(), Some(&promote)).refused.unwrap(), "there is no canary to Promote");
+    story.plan = Some(plan(&[5]));
+    assert_eq!(story.decide_on(&good(), Some(&promote)).state.phase, Phase::Progressing);
+}
+
+#[test]
 fn an_ended_plan_is_known_again_after_another_one() {
     let mut story = Story::of(plan(&[5]));
     (0..2).for_each(|_| drop(story.look(&bad())));
-    story.plan = Some(Plan { fingerprint: "other".into(), canary: "v3".into(), ..plan(&[10]) });
-    story.look(&good());
+    let other = Plan { fingerprint: "other".into(), canary: "v3".into(), ..plan(&[10]) };
+    let begun = story.plans(other.clone());
     assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 10));
-    story.plan = Some(plan(&[5]));
-    story.look(&good());
+    story.plans(plan(&[5]));
     assert_eq!(
-        (story.is().0, story.is().2),
-        (Phase::RolledBack, 0),
+        story.is(),
+        (Phase::RolledBack, Reason::GateFailed, 0),
         "v2 was rolled back with this very plan"
     );
     // `other` had not ended: it begins anew.
-    story.plan = Some(Plan { fingerprint: "other".into(), canary: "v3".into(), ..plan(&[10]) });
-    assert!(story.decide(&good(), None).step_began);
+    assert!(story.plans(other).epoch > begun.epoch);
+    // One that was promoted has everything again, and stands.
+    story.ask(Action::Promote);
+    story.plans(plan(&[5]));
+    let state = story.plans(Plan { fingerprint: "other".into(), canary: "v3".into(), ..plan(&[10]) });
+    assert_eq!((state.weight, state.promoted.unwrap().backend), (100, "v3".to_owned()));
 }
 
 #[test]
@@ -242,17 +288,54 @@ fn what_was_promoted_is_what_the_next_canary_is_compared_with() {
         ..plan(&[5])
     };
     // Git still has v1 as stable.
-    story.plan = Some(next("v1"));
-    assert_eq!(story.decide(&good(), None).state.stable, "v2");
+    assert_eq!(story.plans(next("v1")).stable, "v2");
     // Git has folded the promotion in, by way of no canary at all.
-    story.plan = None;
-    story.decide(&good(), None);
-    assert_eq!(story.is(), (Phase::Idle, Reason::NoCanary, 0));
-    story.plan = Some(next("v2"));
-    assert_eq!(story.decide(&good(), None).state.stable, "v2");
-    // Back to v1 with a change of plan: v1 it is again only when v2 is what is tried.
-    story.plan = Some(Plan { fingerprint: "v2 again".into(), ..plan(&[5]) });
-    assert_eq!(story.decide(&good(), None).state.stable, "v1");
+    (story.plan, story.stable) = (None, "v2".into());
+    let state = story.decide(&good(), None).state;
+    assert_eq!((story.is(), state.stable.as_str()), ((Phase::Idle, Reason::NoCanary, 0), "v2"));
+    assert_eq!(story.plans(next("v2")).stable, "v2");
+    // Git has taken it back: what was promoted over v1 once is no longer what stands.
+    assert_eq!(story.plans(next("v1")).stable, "v1");
+}
+
+#[test]
+fn a_plan_for_what_was_promoted_already_moves_nothing() {
+    let mut story = Story::of(plan(&[5]));
+    story.ask(Action::Promote);
+    // Someone changes how long the steps are, and has not folded the promotion into the weights.
+    story.plans(Plan { fingerprint: "longer".into(), ..plan(&[5]) });
+    assert_eq!(story.is(), (Phase::Promoted, Reason::AlreadyPromoted, 100));
+}
+
+#[test]
+fn a_canary_that_loses_its_pods_is_judged_and_does_not_grow() {
+    let mut story = Story::of(plan(&[5, 25]));
+    let gone = |seen: Observation| Observation { canary_ready: false, ..seen };
+    (0..5).for_each(|_| drop(story.look(&gone(good()))));
+    assert_eq!(story.is(), (Phase::Progressing, Reason::CanaryNotReady, 5));
+    (0..2).for_each(|_| drop(story.look(&gone(bad()))));
+    assert_eq!(story.is(), (Phase::RolledBack, Reason::GateFailed, 0));
+}
+
+#[test]
+fn counts_of_another_step_are_not_judged() {
+    let mut story = Story::of(plan(&[5, 25]));
+    story.seconds = 120;
+    let old = Observation { epoch: story.state.as_ref().unwrap().epoch + 7, ..bad() };
+    let decision = decide(story.plan.as_ref(), "v1", story.state.as_ref(), &old, None, at(story.seconds));
+    assert_eq!((decision.state.phase, decision.state.reason), (Phase::Progressing, Reason::TooFewRequests));
+}
+
+#[test]
+fn the_next_look_is_at_the_end_of_the_interval_or_of_the_hold() {
+    let mut story = Story::of(plan(&[5, 25]));
+    story.plan.as_mut().unwrap().steps[0].hold = Duration::from_secs(40);
+    let mut next = |seconds: u64| {
+        story.seconds = seconds;
+        let decision = story.decide(&good(), None);
+        (decision.next.unwrap().as_secs(), decision.state.weight)
+    };
+    assert_eq!([next(1), next(30), next(31), next(40)], [(29, 5), (10, 5), (9, 5), (30, 25)]);
 }
 
 #[test]
@@ -331,8 +414,11 @@ proptest! {
             seconds += passes;
             if change < 2 { current = (current + 1) % plans.len(); }
             let plan = (change != 3).then(|| &plans[current]);
-            let request = action.map(|action| Request { id: number.to_string(), action });
-            let decision = decide(plan, state.as_ref(), &seen, request.as_ref(), at(seconds));
+            let canary = plan.map_or("v2", |plan| &plan.canary).to_owned();
+            let request = action.map(|action| Request { id: number.to_string(), action, canary });
+            let seen = Observation { epoch: state.as_ref().map_or(0, |state| state.epoch), ..seen };
+            let stable = plan.map_or("v1", |plan| &plan.stable);
+            let decision = decide(plan, stable, state.as_ref(), &seen, request.as_ref(), at(seconds));
             let now = &decision.state;
             let Some(plan) = plan else {
                 prop_assert_eq!((now.phase, now.weight), (Phase::Idle, 0));
@@ -344,7 +430,7 @@ proptest! {
                 Phase::Idle => prop_assert!(false, "a canary is idle"),
                 Phase::Promoted => prop_assert_eq!(now.weight, 100),
                 Phase::RolledBack => prop_assert_eq!(now.weight, 0),
-                Phase::Progressing | Phase::Paused => prop_assert_eq!(now.weight, plan.steps[now.step].weight),
+                Phase::Progressing | Phase::Paused => prop_assert_eq!(now.weight, plan.step(now.step).unwrap().weight),
             }
             let same = state.as_ref().filter(|before| before.fingerprint == now.fingerprint && before.phase != Phase::Idle);
             if let Some(before) = same {
@@ -352,14 +438,14 @@ proptest! {
                 let asked = |wanted: Action| decision.refused.is_none() && action == Some(wanted);
                 if under_way && now.step != before.step {
                     prop_assert_eq!(now.step, before.step + 1, "one step at a time");
-                    prop_assert!(decision.step_began);
+                    prop_assert!(now.epoch > before.epoch, "counting begins anew");
                     prop_assert_eq!(decision.judgements.len(), plan.gates.len(), "every gate was judged");
                     let decided = |it: &Judgement| matches!(it.verdict, Verdict::Pass | Verdict::Undecided);
                     prop_assert!(decision.judgements.iter().all(decided));
-                    prop_assert!(at(seconds).duration_since(before.step_began) >= signed(plan.steps[before.step].hold));
+                    prop_assert!(at(seconds).duration_since(before.step_began) >= signed(plan.step(before.step).unwrap().hold));
                 }
                 if under_way && now.phase == Phase::Promoted && !asked(Action::Promote) {
-                    prop_assert_eq!(before.step + 1, plan.steps.len());
+                    prop_assert!(plan.is_last(before.step));
                     prop_assert_eq!(decision.judgements.len(), plan.gates.len());
                     let all_pass = decision.judgements.iter().all(|it| it.verdict == Verdict::Pass);
                     let none_fails = decision.judgements.iter().all(|it| matches!(it.verdict, Verdict::Pass | Verdict::Undecided));

@@ -1,0 +1,71 @@
+//! `spec.canary` of a ModelRoute, and what a person asks of it.
+
+use fairlead_rollout::machine::{Action, State};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::validation::rule;
+
+/// A backend that takes over step by step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [rule(
+    "size(self.steps) < 2 || self.steps.all(s, self.steps.exists_one(t, t.weight == s.weight))",
+    "spec.canary.steps: two steps have the same weight; each step must take more than the one before",
+)]))]
+#[serde(rename_all = "camelCase")]
+pub struct Canary {
+    /// The backend that is tried. It has no weight of its own: what it takes it takes from the others, in proportion.
+    #[schemars(length(max = 63))]
+    pub backend: String,
+    /// From the first to the last; after the last it gets everything.
+    #[schemars(length(min = 1, max = 20))]
+    pub steps: Vec<CanaryStep>,
+    /// Keeps the canary where it is. For pausing from Git; a person pauses by a request (`status.request`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryStep {
+    /// The canary's share of the requests in percent. Larger than in the step before.
+    #[schemars(range(min = 1, max = 99))]
+    pub weight: u32,
+    /// How long the step lasts at least: `30s`, `10m`, `1h30m`.
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = [rule(
+        "self.matches('^([0-9]{1,4}h)?([0-9]{1,4}m)?([0-9]{1,5}s)?$') && size(self) > 0",
+        "spec.canary.steps[].hold must be hours, minutes and seconds, such as 30s, 10m or 1h30m",
+    )]))]
+    pub hold: String,
+}
+
+/// Where a canary is, and what has happened to canaries of this route.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStatus {
+    /// What was decided, and all that the next decision needs.
+    #[serde(flatten)]
+    pub state: State,
+    /// The step and how many there are: `2/3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
+    /// What it waits for, or how it ended, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What a person asks of a rollout. Written to the status subresource with a field manager of its own, so that what Git applies
+/// stays what it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutRequest {
+    /// Another for every request: one is acted on once. A timestamp will do.
+    #[schemars(length(min = 1, max = 64))]
+    pub id: String,
+    /// What to do.
+    pub action: Action,
+    /// The canary that it is asked of. Refused when that is another by then.
+    #[schemars(length(min = 1, max = 63))]
+    pub canary: String,
+}
