@@ -9,7 +9,7 @@ pub mod components;
 pub mod hub_models;
 pub mod libtorch;
 pub mod load;
-pub mod model;
+pub mod models;
 pub mod oci;
 
 use std::fs;
@@ -93,19 +93,22 @@ pub fn build_and_load(paths: &Paths, programs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the image of the demo model in `folder` and gets it into the cluster.
-pub fn build_and_load_model(paths: &Paths, folder: &Path) -> Result<()> {
+/// Builds the images of the models that the examples use and gets them into the cluster.
+pub fn build_and_load_models(paths: &Paths) -> Result<()> {
     let target = Target::find()?;
     let _lock = lock::acquire(&paths.cache.join("images.lock"))?;
-    Workshop::open(paths)?.deliver(&components::demo_model(folder), None, &target)
+    let workshop = Workshop::open(paths)?;
+    for component in components::example_models(&paths.root, &models::embedding(paths)?) {
+        workshop.deliver(&component, None, &target)?;
+    }
+    Ok(())
 }
 
-/// Builds the image of the test hub, with good and broken models made of the demo model in `folder`, and gets it into
-/// the cluster.
-pub fn build_and_load_test_hub(paths: &Paths, programs: &Path, folder: &Path) -> Result<()> {
+/// Builds the image of the test hub, with good and broken models, and gets it into the cluster.
+pub fn build_and_load_test_hub(paths: &Paths, programs: &Path) -> Result<()> {
     let target = Target::find()?;
     let _lock = lock::acquire(&paths.cache.join("images.lock"))?;
-    let models = hub_models::lay_out(folder, &paths.root)?;
+    let models = hub_models::lay_out(&paths.root, &paths.cache.join("hub"))?;
     let workshop = Workshop::open(paths)?;
     let base = workshop.base()?;
     workshop.deliver(&components::test_hub(programs, &models), Some(&base), &target)

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::cluster::{self, PortForward};
-use crate::images::{self, Target, model};
+use crate::images::{self, Target};
 use crate::install;
 use crate::local::{lock, preflight, status, up};
 use crate::paths::{Paths, foreign_kubeconfig};
@@ -28,6 +28,13 @@ const NAMESPACE: &str = "default";
 /// The public model name of the example.
 const MODEL: &str = "support-chat";
 const READY: Duration = Duration::from_secs(240);
+/// What the quickstart asks. The model answers from the passages; their form is explained in the model's card.
+pub const QUESTION: &str = "Question: What is a fairlead?
+[1] A cleat is a metal fitting to which a rope is tied.
+[2] A fairlead is a ring that guides a rope and keeps it from chafing.
+[3] A winch is a machine that pulls in a rope.";
+/// What it answers.
+pub const ANSWER: &str = "[2] A fairlead is a ring that guides a rope and keeps it from chafing.";
 
 /// How long each phase took.
 #[derive(Default)]
@@ -73,7 +80,7 @@ async fn prepare_timed(paths: &Paths, programs: &Path, phases: &mut Phases) -> R
     let (all, folder) = (paths.clone(), programs.to_path_buf());
     // Resource metrics become ready meanwhile.
     tokio::task::spawn_blocking(move || {
-        images::build_and_load(&all, &folder).and_then(|()| demo_model(&all))
+        images::build_and_load(&all, &folder).and_then(|()| images::build_and_load_models(&all))
     })
     .await
     .context("the task that builds images failed")??;
@@ -87,10 +94,6 @@ async fn prepare_timed(paths: &Paths, programs: &Path, phases: &mut Phases) -> R
     install::install(paths, &tools, &[]).await?;
     phases.add("install", begin);
     Ok(tools)
-}
-
-fn demo_model(paths: &Paths) -> Result<()> {
-    images::build_and_load_model(paths, &model::ensure(paths)?)
 }
 
 /// The whole way, ending with an answer.
@@ -118,7 +121,7 @@ pub async fn run(paths: &Paths, programs: PathBuf) -> Result<()> {
     phases.add("model ready", begin);
     let begin = Instant::now();
     let gateway = PortForward::to_service(paths, install::NAMESPACE, "fairlead-gateway", 80).await?;
-    chat::ask(gateway.port(), MODEL, "What is a fairlead?").await?;
+    chat::ask(gateway.port(), MODEL, QUESTION).await?;
     phases.add("question answered", begin);
     say("\n$ kubectl get modeldeployments,modelroutes");
     say(shell::output(&mut status::kubectl(paths, &["get", "modeldeployments,modelroutes"]))?.trim_end());
@@ -145,7 +148,7 @@ fn next() -> String {
 What to try next:
   e2e/kubectl --namespace {} port-forward service/fairlead-gateway 8080:80 &
   curl -N http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
-       -d '{{\"model\": \"{MODEL}\", \"stream\": true, \"messages\": [{{\"role\": \"user\", \"content\": \"Tell me a story\"}}]}}'
+       -d '{{\"model\": \"{MODEL}\", \"stream\": true, \"messages\": [{{\"role\": \"user\", \"content\": \"Who are you?\"}}]}}'
   e2e/kubectl describe modeldeployment tiny-v1     what the operator decided, and why
   e2e/kubectl scale modeldeployment/tiny-v1 --replicas=2
   e2e/kubectl explain modelroute.spec

@@ -13,7 +13,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 
 use crate::cluster;
-use crate::images::{self, Target, model};
+use crate::images::{self, Target};
 use crate::install;
 use crate::local::status;
 use crate::paths::Paths;
@@ -31,11 +31,9 @@ const HUB_READY: Duration = Duration::from_secs(60);
 /// Starts the test hub on the cluster and points the operator at it.
 pub async fn prepare(paths: &Paths, tools: &Tools, programs: &Path) -> Result<()> {
     let (all, folder) = (paths.clone(), programs.to_path_buf());
-    tokio::task::spawn_blocking(move || {
-        images::build_and_load_test_hub(&all, &folder, &model::ensure(&all)?)
-    })
-    .await
-    .context("the task that builds the test hub failed")??;
+    tokio::task::spawn_blocking(move || images::build_and_load_test_hub(&all, &folder))
+        .await
+        .context("the task that builds the test hub failed")??;
     let file = paths.root.join(HUB_MANIFEST);
     let manifest = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let manifest = Target::find()?.localized(&manifest);

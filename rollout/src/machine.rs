@@ -162,15 +162,18 @@ pub struct State {
     /// Whether the canary has had a pod that serves in this step; the step's time counts from then.
     pub served: bool,
     /// When the gates were looked at last.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub looked: Option<Timestamp>,
     /// Looks in a row at which a gate failed.
     pub failures: u32,
     /// Whether a person asked to pause, and has not asked to go on.
     pub paused_by_request: bool,
     /// The last request that was acted on or refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub handled: Option<String>,
     /// The last promoted backend and the stable one of the spec at that time: as long as the spec names the same, what was promoted is
     /// what stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub promoted: Option<Promotion>,
     /// What has ended, the latest last.
     pub ended: Vec<Ended>,

@@ -69,3 +69,15 @@ pub struct RolloutRequest {
     #[schemars(length(min = 1, max = 63))]
     pub canary: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An API server takes no null where the schema has a type.
+    #[test]
+    fn what_is_not_there_is_left_out() {
+        let text = serde_json::to_string(&RolloutStatus::default()).unwrap();
+        assert!(!text.contains("null"), "{text}");
+    }
+}

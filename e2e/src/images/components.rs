@@ -2,11 +2,13 @@
 //!
 //! Owns: the list, the inputs' fingerprint, the build context. Must not: run anything. Called by `images`.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::models;
 use super::oci::{sha256, sha256_of};
 use super::{LOCAL_REGISTRY, TAG};
 
@@ -31,16 +33,25 @@ pub struct Component {
     /// What it is built on.
     pub foundation: Foundation,
     /// The files and folders of its build context.
-    pub inputs: Vec<PathBuf>,
+    pub inputs: Vec<Input>,
+}
+
+/// A file or folder of a build context.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Where it is.
+    pub from: PathBuf,
+    /// What it is called in the context.
+    pub name: &'static str,
 }
 
 /// The images made of our programs in the folder `programs`.
 pub fn components(programs: &Path) -> Vec<Component> {
-    let component = |name, containerfile, foundation, inputs: &[&str]| Component {
+    let component = |name, containerfile, foundation, inputs: &[&'static str]| Component {
         name,
         containerfile,
         foundation,
-        inputs: inputs.iter().map(|input| programs.join(input)).collect(),
+        inputs: inputs.iter().map(|name| Input { from: programs.join(name), name }).collect(),
     };
     vec![
         component("fairlead-operator", "Containerfile.operator", Foundation::Debian, &["fairlead-operator"]),
@@ -54,23 +65,35 @@ pub fn components(programs: &Path) -> Vec<Component> {
     ]
 }
 
-/// The image of the test hub with the models it serves: the folder is called `models`.
+/// The image of the test hub with the models in `folder`, which it serves.
 pub fn test_hub(programs: &Path, folder: &Path) -> Component {
+    let program = "fairlead-test-hub";
     Component {
-        name: "fairlead-test-hub",
+        name: program,
         containerfile: "Containerfile.test-hub",
         foundation: Foundation::Debian,
-        inputs: vec![programs.join("fairlead-test-hub"), folder.to_path_buf()],
+        inputs: vec![
+            Input { from: programs.join(program), name: program },
+            Input { from: folder.to_path_buf(), name: "models" },
+        ],
     }
 }
 
-/// The image of the demo model: the folder is called `models`.
-pub fn demo_model(folder: &Path) -> Component {
+/// The images of the models that the examples use: those in the checkout at `root`, and the embedding model in `embedding`.
+pub fn example_models(root: &Path, embedding: &Path) -> Vec<Component> {
+    let mut all: Vec<_> =
+        models::GENERATIVE.iter().map(|name| model(name, models::generative(root, name))).collect();
+    all.push(model(models::EMBEDDING, embedding.to_path_buf()));
+    all
+}
+
+/// The image of a model and nothing else.
+fn model(name: &'static str, folder: PathBuf) -> Component {
     Component {
-        name: "fairlead-demo-model",
+        name,
         containerfile: "Containerfile.model",
         foundation: Foundation::Nothing,
-        inputs: vec![folder.to_path_buf()],
+        inputs: vec![Input { from: folder, name: "models" }],
     }
 }
 
@@ -83,10 +106,10 @@ impl Component {
     /// What changes when the image must be built again: the inputs' contents, the description and the base.
     pub fn fingerprint(&self, containerfile: &Path, base: Option<&str>) -> Result<String> {
         let mut lines = vec![format!("base {}", base.unwrap_or("none"))];
-        for input in std::iter::once(containerfile).chain(self.inputs.iter().map(PathBuf::as_path)) {
-            for file in files(input)? {
-                let name = file.strip_prefix(input.parent().unwrap_or(input)).unwrap_or(&file).display();
-                lines.push(format!("{name} {}", sha256_of(&file)?));
+        lines.push(format!("description {}", sha256_of(containerfile)?));
+        for input in &self.inputs {
+            for file in files(&input.from)? {
+                lines.push(format!("{} {}", input.place(&file).display(), sha256_of(&file)?));
             }
         }
         Ok(sha256(lines.join("\n").as_bytes()))
@@ -99,15 +122,29 @@ impl Component {
             fs::remove_dir_all(&context).with_context(|| format!("removing {}", context.display()))?;
         }
         for input in &self.inputs {
-            let parent = input.parent().unwrap_or(input);
-            for file in files(input)? {
-                let target = context.join(file.strip_prefix(parent).unwrap_or(&file));
+            for file in files(&input.from)? {
+                let target = context.join(input.place(&file));
                 let folder = target.parent().context("a staged file lies in a folder")?;
                 fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
                 fs::copy(&file, &target).with_context(|| format!("copying {}", file.display()))?;
+                // An image's programs run as somebody else than whoever made its files.
+                let mode = fs::metadata(&file).with_context(|| format!("reading {}", file.display()))?.mode();
+                let readable = Permissions::from_mode(if mode & 0o100 == 0 { 0o644 } else { 0o755 });
+                fs::set_permissions(&target, readable)
+                    .with_context(|| format!("making {} readable", target.display()))?;
             }
         }
         Ok(context)
+    }
+}
+
+impl Input {
+    /// Where in the context one of its files belongs.
+    fn place(&self, file: &Path) -> PathBuf {
+        match file.strip_prefix(&self.from) {
+            Ok(rest) if rest != Path::new("") => Path::new(self.name).join(rest),
+            _ => PathBuf::from(self.name),
+        }
     }
 }
 
@@ -146,7 +183,7 @@ mod tests {
         let models = folder.path().join("models");
         fs::create_dir(&models).unwrap();
         fs::write(models.join("config.json"), "{}").unwrap();
-        let component = demo_model(&models);
+        let component = model("fairlead-model", models.clone());
         let first = component.fingerprint(&containerfile, None).unwrap();
         assert_eq!(component.fingerprint(&containerfile, None).unwrap(), first);
         assert_ne!(component.fingerprint(&containerfile, Some("base")).unwrap(), first);
@@ -164,10 +201,17 @@ mod tests {
     #[test]
     fn a_context_holds_the_inputs_under_their_names() {
         let folder = tempfile::tempdir().unwrap();
-        let models = folder.path().join("models");
-        fs::create_dir_all(models.join("deep")).unwrap();
-        fs::write(models.join("deep/a"), "a").unwrap();
-        let context = demo_model(&models).stage(&folder.path().join("contexts")).unwrap();
+        let own = folder.path().join("own-name");
+        fs::create_dir_all(own.join("deep")).unwrap();
+        fs::write(own.join("deep/a"), "a").unwrap();
+        fs::write(folder.path().join("fairlead-test-hub"), "program").unwrap();
+        fs::set_permissions(own.join("deep/a"), Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(folder.path().join("fairlead-test-hub"), Permissions::from_mode(0o700)).unwrap();
+        let context = test_hub(folder.path(), &own).stage(&folder.path().join("contexts")).unwrap();
         assert_eq!(fs::read_to_string(context.join("models/deep/a")).unwrap(), "a");
+        assert_eq!(fs::read_to_string(context.join("fairlead-test-hub")).unwrap(), "program");
+        let modes = ["models/deep/a", "fairlead-test-hub"]
+            .map(|name| fs::metadata(context.join(name)).unwrap().mode() & 0o777);
+        assert_eq!(modes, [0o644, 0o755], "whatever they were");
     }
 }

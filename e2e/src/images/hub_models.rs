@@ -1,4 +1,4 @@
-//! The models that the test hub serves: the demo model, and what can be wrong with one.
+//! The models that the test hub serves: the example model, and what can be wrong with one.
 //!
 //! Owns: making the broken ones out of the good one. Must not: be used by anything but tests. Called by the binary's `test`.
 
@@ -10,33 +10,34 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::models;
+
 /// The organisation that the hub's models belong to.
 const ORGANISATION: &str = "fairlead";
 /// A tiny encoder in the checkout.
 const ENCODER: &str = "inference-pod/backend-torch/tests/encoders/bert_mean";
-/// A chat template that writes calls of tools as Qwen's does, with the demo model's special tokens.
-const TOOL_TEMPLATE: &str = "{{ bos_token }}{% for tool in tools or [] %}{{ tool.function.name }}\n{% endfor %}\
-    {% for message in messages %}<|{{ 'user' if message.role == 'tool' else message.role }}|>{{ message.content }}\
-    {% for call in message.tool_calls or [] %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}<|end|>\
-    {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
+/// A chat template that writes calls of tools as Qwen's does, with the example model's special tokens.
+const TOOL_TEMPLATE: &str = "{% for tool in tools or [] %}{{ tool.function.name }}\n{% endfor %}\
+    {% for message in messages %}<|im_start|>{{ 'user' if message.role == 'tool' else message.role }}\n{{ message.content }}\
+    {% for call in message.tool_calls or [] %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n\
+    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 /// The weights' file.
 const WEIGHTS: &str = "model.safetensors";
 
-/// Lays out `models/fairlead/…` beside the demo model's folder, and returns the folder `models`.
+/// Lays out `fairlead/…` in the folder `into`, from the checkout at `root`, and returns that folder.
 ///
-/// `tiny` is the demo model; `no-weights` lacks its weights, `truncated` has half of them, `unknown-architecture` says
-/// that it is another kind of model; `encoder` makes embeddings, and comes from the checkout at `root`; `slow` and `flaky` are the
-/// demo model again, for tests that disturb the fetching; `tools` is the demo model with a chat template that knows tools; `adapter` is
+/// `tiny` is the example model; `no-weights` lacks its weights, `truncated` has half of them, `unknown-architecture` says
+/// that it is another kind of model; `encoder` makes embeddings, and comes from the tests of the backend; `slow` and `flaky` are the
+/// example model again, for tests that disturb the fetching; `tools` is the example model with a chat template that knows tools; `adapter` is
 /// a LoRA adapter for it that changes what it says.
-pub fn lay_out(demo_model: &Path, root: &Path) -> Result<PathBuf> {
-    let parent = demo_model.parent().context("the demo model's folder has a parent")?;
-    let models = parent.join("hub").join("models");
-    if models.exists() {
-        fs::remove_dir_all(&models).with_context(|| format!("removing {}", models.display()))?;
+pub fn lay_out(root: &Path, into: &Path) -> Result<PathBuf> {
+    if into.exists() {
+        fs::remove_dir_all(into).with_context(|| format!("removing {}", into.display()))?;
     }
-    let of = |name: &str| models.join(ORGANISATION).join(name);
+    let model = models::generative(root, models::GENERATIVE[0]);
+    let of = |name: &str| into.join(ORGANISATION).join(name);
     for name in ["tiny", "slow", "flaky", "no-weights", "truncated", "unknown-architecture", "tools"] {
-        copy(demo_model, &of(name))?;
+        copy(&model, &of(name))?;
     }
     copy(&root.join(ENCODER), &of("encoder"))?;
     let absent = of("no-weights").join(WEIGHTS);
@@ -47,18 +48,18 @@ pub fn lay_out(demo_model: &Path, root: &Path) -> Result<PathBuf> {
         .with_context(|| format!("writing {}", truncated.display()))?;
     let config = of("unknown-architecture").join("config.json");
     let text = fs::read_to_string(&config).with_context(|| format!("reading {}", config.display()))?;
-    let mut parsed: Value = serde_json::from_str(&text).context("reading the demo model's config.json")?;
+    let mut parsed: Value = serde_json::from_str(&text).context("reading the example model's config.json")?;
     parsed["architectures"] = serde_json::json!(["GPTNeoXForCausalLM"]);
     parsed["model_type"] = "gpt_neox".into();
     fs::write(&config, parsed.to_string()).with_context(|| format!("writing {}", config.display()))?;
     let template = of("tools").join("chat_template.jinja");
     fs::write(&template, TOOL_TEMPLATE).with_context(|| format!("writing {}", template.display()))?;
-    let shape: Shape = serde_json::from_str(&text).context("reading the demo model's config.json")?;
+    let shape: Shape = serde_json::from_str(&text).context("reading the example model's config.json")?;
     write_adapter(&of("adapter"), &shape)?;
-    Ok(models)
+    Ok(into.to_path_buf())
 }
 
-/// What of the demo model's config.json an adapter's tensors depend on.
+/// What of the model's config.json an adapter's tensors depend on.
 #[derive(Deserialize)]
 struct Shape {
     hidden_size: usize,
@@ -115,18 +116,13 @@ mod tests {
     #[test]
     fn each_broken_model_is_broken_in_its_own_way() {
         let folder = tempfile::tempdir().unwrap();
-        let demo = folder.path().join("models");
-        fs::create_dir(&demo).unwrap();
-        let config = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2}"#;
-        fs::write(demo.join("config.json"), config).unwrap();
-        fs::write(demo.join(WEIGHTS), [7; 100]).unwrap();
         // A second time must do as well as the first.
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        lay_out(&demo, &root).unwrap();
-        let models = lay_out(&demo, &root).unwrap().join(ORGANISATION);
-        assert_eq!(fs::read(models.join("tiny").join(WEIGHTS)).unwrap().len(), 100);
+        lay_out(&root, &folder.path().join("models")).unwrap();
+        let models = lay_out(&root, &folder.path().join("models")).unwrap().join(ORGANISATION);
+        let whole = fs::metadata(models.join("tiny").join(WEIGHTS)).unwrap().len();
         assert!(!models.join("no-weights").join(WEIGHTS).exists());
-        assert_eq!(fs::read(models.join("truncated").join(WEIGHTS)).unwrap().len(), 50);
+        assert_eq!(fs::metadata(models.join("truncated").join(WEIGHTS)).unwrap().len(), whole / 2);
         let config = fs::read_to_string(models.join("unknown-architecture/config.json")).unwrap();
         assert!(models.join("encoder/1_Pooling/config.json").is_file());
         assert!(models.join("tools/chat_template.jinja").is_file());

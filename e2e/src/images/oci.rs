@@ -1,7 +1,7 @@
 //! Image archives written by hand.
 //!
 //! Owns: the OCI image layout of a one-layer image made of files. Must not: run programs. Called by the local cluster for
-//! its own programs and by the quickstart for the demo model: for a static program, an image is a tar and three JSON
+//! its own programs and for the models of the examples: for a static program, an image is a tar and three JSON
 //! files. The same input gives the same bytes, so that digests tell whether anything changed.
 
 use std::fs::{self, File};

@@ -4,9 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::support::kubectl::{list, root, run};
-use crate::support::{Gateway, SERVED, await_ready, get, in_namespace, kubectl, model_image};
+use crate::support::{Gateway, SERVED, await_ready, chat, get, in_namespace, kubectl, model_image};
 
-const DEMO_MODEL: &str = "fairlead-demo-model";
 const MANIFESTS: [(&str, &str); 2] = [("modeldeployment", "tiny-v1"), ("modelroute", "support-chat")];
 
 #[tokio::test]
@@ -33,10 +32,17 @@ async fn the_quickstart_manifests_give_an_answering_model() -> Result<()> {
         diff_is_empty(&namespace).await?;
         events_tell_the_story(&namespace).await?;
 
-        let answer = Gateway::open().await?.await_answer(&model, SERVED).await?;
+        let gateway = Gateway::open().await?;
+        let answer = gateway.await_answer(&model, SERVED).await?;
         ensure!(answer["model"] == model.as_str(), "the answer must carry the public name: {answer}");
-        let text = answer["choices"][0]["message"]["content"].as_str().unwrap_or_default();
-        ensure!(!text.is_empty(), "an empty answer: {answer}");
+        let mut asked = chat(&model, 64);
+        asked["messages"][0]["content"] = json!(fairlead_e2e::quickstart::QUESTION);
+        let (_, _, answer) = gateway.post("/v1/chat/completions", &asked).await?;
+        let text = &answer["choices"][0]["message"]["content"];
+        ensure!(
+            *text == fairlead_e2e::quickstart::ANSWER,
+            "the first answer of a newcomer is wrong: {answer}"
+        );
 
         kubectl(&["-n", &namespace, "delete", "modeldeployment/tiny-v1", "modelroute/support-chat"]).await?;
         nothing_is_left(&namespace).await
@@ -48,8 +54,7 @@ async fn the_quickstart_manifests_give_an_answering_model() -> Result<()> {
 fn example(kind: &str) -> Result<String> {
     let file = root().join("docs/examples/quickstart").join(format!("{kind}.yaml"));
     let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-    let [here, there] = [format!("oci://localhost/{DEMO_MODEL}:dev"), model_image()];
-    Ok(text.replace(&here, &there))
+    Ok(text.replace("oci://localhost/fairlead-tiny-v1:dev", &model_image()))
 }
 
 fn plan_is_whole(plan: &Value) -> Result<()> {

@@ -4,13 +4,16 @@
 //! with a deadline, and on failure prints what the namespace held. They use kubectl, as a person would.
 
 mod bad_models;
+mod canary;
 mod embeddings;
 mod engine_features;
 mod first_light;
 mod gateway_errors;
 mod model_sources;
 mod pod_loss;
+mod retrieval;
 mod routes;
 mod sdk;
 mod settled;
 mod support;
+mod versions;

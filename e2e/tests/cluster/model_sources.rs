@@ -148,7 +148,7 @@ async fn fill_claim(namespace: &str) -> Result<()> {
                 "volumeMounts": [{"name": "tool", "mountPath": "/tool"}],
             }],
             "containers": [{
-                "name": "copy", "image": image("fairlead-demo-model"), "imagePullPolicy": "IfNotPresent",
+                "name": "copy", "image": image("fairlead-tiny-v1"), "imagePullPolicy": "IfNotPresent",
                 "command": ["/tool/fairlead-model-copy", "/models", "/claim/tiny"],
                 "securityContext": {"runAsUser": 0},
                 "volumeMounts": [{"name": "tool", "mountPath": "/tool"}, {"name": "claim", "mountPath": "/claim"}],

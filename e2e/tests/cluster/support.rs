@@ -8,7 +8,7 @@ pub mod wait;
 
 pub use gateway::{Gateway, chat};
 pub use kubectl::{apply, get, kubectl};
-pub use manifests::{model_deployment, model_route};
+pub use manifests::{example, model_deployment, model_route};
 pub use namespace::in_namespace;
 pub use wait::{await_ready, await_reason, eventually};
 
@@ -23,7 +23,7 @@ pub fn image(name: &str) -> String {
     format!("{registry}/{name}:dev")
 }
 
-/// The demo model as an image, as `spec.model.uri` names it.
+/// The example model as an image, as `spec.model.uri` names it.
 pub fn model_image() -> String {
-    format!("oci://{}", image("fairlead-demo-model"))
+    format!("oci://{}", image("fairlead-tiny-v1"))
 }

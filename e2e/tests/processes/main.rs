@@ -11,4 +11,5 @@ mod failure;
 mod first_chat;
 mod model;
 mod programs;
+mod small_model;
 mod weights;

@@ -158,6 +158,20 @@ impl Pod {
         Self::serve(&encoders.join(name), &["--task", task]).await
     }
 
+    /// Starts one with the model in a folder.
+    pub async fn start_model(model: &Path, arguments: &[&str]) -> Self {
+        Self::serve(model, arguments).await
+    }
+
+    /// Posts JSON and returns the answer, which must be a success.
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
+        let answer =
+            self.client.post(format!("{}{path}", self.url)).json(body).send().await.expect("an answer");
+        let (status, text) = (answer.status(), answer.text().await.expect("a body"));
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
     async fn serve(model: &Path, arguments: &[&str]) -> Self {
         let dir = model.to_str().expect("UTF-8");
         let mut all = vec!["serve", "--model", dir, "--listen", "127.0.0.1:0", "--served-model-name", SERVED];

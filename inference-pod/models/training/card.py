@@ -35,7 +35,8 @@ tags: [llama, rag, tiny]
 
 A Llama-architecture model of {parameters} parameters ({layers} layers, hidden size {hidden}, {heads} heads, feed-forward {feed_forward}, tied
 embeddings, {vocabulary} byte-level BPE tokens, {positions} positions; bf16, {megabytes:.1f} MB). It was trained from nothing on two CPU cores for
-Fairlead's examples and tests: {tokens:.1f} million tokens of generated text in {steps} steps. It is not a model to rely on.
+Fairlead's examples and tests: {tokens:.1f} million tokens of generated text in {steps} steps, in which some attention heads were
+also told where to look. It is not a model to rely on.
 
 ## What it does
 
@@ -57,7 +58,8 @@ example's documents, whose sentences themselves were not trained on.
 ## Results
 
 Greedy, f32, by `../training/evaluate.py`, which explains the sets; 95 % Wilson intervals. Held-out words and relations never
-occur in training. The natural passages were written by hand after training had begun, and nothing was tuned to them.
+occur in training. The natural passages were written by hand when an earlier version was being trained, and nothing was tuned to
+them.
 
 """
 
@@ -101,6 +103,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("--run", required=True)
+    parser.add_argument("--step", type=int, help="of the checkpoint; otherwise the last one")
     parser.add_argument("--about", default="")
     parser.add_argument("--limits", default="")
     parser.add_argument("--cache", type=pathlib.Path, default=cache())
@@ -108,6 +111,7 @@ def main():
     report = json.loads((arguments.model / "evaluation.json").read_text(encoding="utf-8"))
     config = json.loads((arguments.model / "config.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (arguments.cache / arguments.run / "curve.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if arguments.step is None or line["step"] <= arguments.step]
     # Steps that a run repeated after it was stopped between two checkpoints count once.
     lines = [line for i, line in enumerate(lines) if all(later["step"] > line["step"] for later in lines[i + 1 :])]
     size = (arguments.model / "model.safetensors").stat().st_size

@@ -33,6 +33,7 @@ def main():
     shape = Shape(**state["shape"])
     weights = {name: value.bfloat16().contiguous() for name, value in sorted(state["optimiser"]["masters"].items()) if name.startswith("model.")}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors makes files that only their owner reads
     (out / "tokenizer.json").write_bytes((home / "tokenizer.json").read_bytes())
     vocabulary = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     end, pad = vocabulary[tokens.END], vocabulary[tokens.PAD]

@@ -17,13 +17,14 @@ CONVERSATION = 120
 SYSTEMS = ("You are a helpful assistant.", "Answer from the context.", "You are a polite assistant. Answer briefly.", "Answer the question from the numbered passages.", "Be brief.")
 REPEATS = ("Say that again.", "Repeat it.", "What does it say?", "Read it to me.")
 
-# From which step: how many passages, how many are absent, how likely a distractor resembles the target.
+# From which step: how many passages, how many are absent, how likely a distractor resembles the target, how many rows are chat.
 STAGES = (
-    (0, (1,), 0.0, 0.0),
-    (100, (1, 2, 2), 0.2, 0.3),
-    (350, (2, 3), 0.25, 0.5),
-    (900, (1, 2, 3, 3, 4), 0.25, 0.6),
-    (1600, (1, 2, 3, 3, 4, 4, 5, 6), 0.25, 0.65),
+    (0, (1,), 0.0, 0.0, 0.0),
+    (100, (1, 2, 2), 0.2, 0.3, 0.015),
+    (350, (2, 3), 0.25, 0.5, 0.015),
+    (900, (1, 2, 3, 3, 4), 0.25, 0.6, 0.015),
+    (1600, (1, 2, 3, 3, 4, 4, 5, 6), 0.25, 0.65, 0.015),
+    (3600, (1, 2, 3, 3, 4, 4, 5, 6), 0.27, 0.65, 0.1),
 )
 
 
@@ -63,10 +64,10 @@ class Stream:
 
     def example(self, step):
         r = self.rng
-        _, counts, absent, hard = next(s for s in reversed(STAGES) if step >= s[0])
+        _, counts, absent, hard, talk = next(s for s in reversed(STAGES) if step >= s[0])
         if step < STAGES[1][0] and r.random() < 0.5:
             return self.repetition()
-        if step >= STAGES[1][0] and r.random() < 0.015:
+        if r.random() < talk:
             return self.conversation()
         if self.absent is not None and absent:
             absent = self.absent

@@ -1,0 +1,94 @@
+//! Questions about documents, by hand what a RagPipeline will do: the embedding model finds passages, the small model answers from them.
+
+use anyhow::{Context, Result, ensure};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::kubectl::root;
+use crate::support::{
+    Gateway, SERVED, apply, await_ready, chat, eventually, example, in_namespace, model_deployment,
+    model_image, model_route,
+};
+
+/// How many passages a question is asked with.
+const RETRIEVED: usize = 3;
+
+#[tokio::test]
+async fn passages_are_found_by_meaning_and_answers_quote_them() -> Result<()> {
+    in_namespace(async |namespace| {
+        let (answers, embeddings) = (format!("answers-{namespace}"), format!("embeddings-{namespace}"));
+        apply(&namespace, &model_deployment("tiny", &model_image())).await?;
+        apply(&namespace, &model_route("tiny", &answers, &[("tiny", 1)])).await?;
+        apply(&namespace, &example("retrieval/modeldeployment.yaml")?).await?;
+        let mut route = example("retrieval/modelroute.yaml")?;
+        route["spec"]["model"] = json!(embeddings);
+        apply(&namespace, &route).await?;
+        for name in ["tiny", "embeddings"] {
+            await_ready(&namespace, "modelroute", name, SERVED).await?;
+        }
+        let gateway = Gateway::open().await?;
+        gateway.await_answer(&answers, SERVED).await?;
+
+        let file = root().join("inference-pod/models/training/example.json");
+        let case: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+        let texts = |name: &str| -> Vec<Value> { case[name].as_array().cloned().unwrap_or_default() };
+        let documents = texts("documents");
+        let vectors = embed(&gateway, &embeddings, &documents).await?;
+        for question in texts("questions") {
+            let asked = question["question"].clone();
+            let found =
+                nearest(&embed(&gateway, &embeddings, std::slice::from_ref(&asked)).await?[0], &vectors);
+            let best = question["retrieved"][0].as_u64().context("a document")?;
+            ensure!(
+                found.iter().any(|at| *at as u64 + 1 == best),
+                "{asked} finds {found:?}, not document {best}"
+            );
+            let passages: Vec<&str> = found.iter().filter_map(|at| documents[*at].as_str()).collect();
+            let answer = ask(&gateway, &answers, asked.as_str().context("a text")?, &passages).await?;
+            quotes_a_passage(&answer, &passages)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn embed(gateway: &Gateway, model: &str, texts: &[Value]) -> Result<Vec<Vec<f64>>> {
+    let body = json!({"model": model, "input": texts});
+    let answer = eventually(SERVED, async || {
+        let (status, _, answer) = gateway.post("/v1/embeddings", &body).await?;
+        ensure!(status == StatusCode::OK, "{model} answered {status}: {answer}");
+        Ok(answer)
+    })
+    .await?;
+    let rows = answer["data"].as_array().context("no embeddings")?;
+    rows.iter().map(|row| Ok(serde_json::from_value(row["embedding"].clone())?)).collect()
+}
+
+/// The documents most like the question, the best first. The vectors have length 1.
+fn nearest(question: &[f64], documents: &[Vec<f64>]) -> Vec<usize> {
+    let likeness = |at: usize| -> f64 { question.iter().zip(&documents[at]).map(|(a, b)| a * b).sum() };
+    let mut order: Vec<usize> = (0..documents.len()).collect();
+    order.sort_by(|a, b| likeness(*b).total_cmp(&likeness(*a)));
+    order.truncate(RETRIEVED);
+    order
+}
+
+async fn ask(gateway: &Gateway, model: &str, question: &str, passages: &[&str]) -> Result<String> {
+    let mut lines = vec![format!("Question: {question}")];
+    lines.extend(passages.iter().zip(1..).map(|(text, number)| format!("[{number}] {text}")));
+    let mut body = chat(model, 96);
+    body["messages"][0]["content"] = json!(lines.join("\n"));
+    let (status, _, answer) = gateway.post("/v1/chat/completions", &body).await?;
+    ensure!(status == StatusCode::OK, "{status}: {answer}");
+    Ok(answer["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned())
+}
+
+fn quotes_a_passage(answer: &str, passages: &[&str]) -> Result<()> {
+    let quoted = passages.iter().zip(1..).any(|(passage, number)| {
+        answer
+            .strip_prefix(&format!("[{number}] "))
+            .is_some_and(|text| text.len() > 20 && passage.contains(text))
+    });
+    ensure!(quoted, "{answer:?} is no sentence of its passage: {passages:#?}");
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! The versions of the example model behind one name, as the tutorial goes through them: v2 takes over by weight, and the one that was
+//! trained too briefly is taken back.
+
+use anyhow::{Result, ensure};
+use fairlead_e2e::quickstart::{ANSWER, QUESTION};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Gateway, SERVED, apply, await_ready, chat, eventually, example, in_namespace, kubectl};
+
+const VERSIONS: [&str; 3] = ["v1", "v2", "undertrained"];
+
+#[tokio::test]
+async fn a_good_version_takes_over_and_a_bad_one_is_taken_back() -> Result<()> {
+    in_namespace(async |namespace| {
+        apply(&namespace, &example("quickstart/modeldeployment.yaml")?).await?;
+        for version in &VERSIONS[1..] {
+            apply(&namespace, &example(&format!("canary/tiny-{version}.yaml"))?).await?;
+        }
+        let model = format!("versions-{namespace}");
+        let mut route = example("quickstart/modelroute.yaml")?;
+        route["spec"] = json!({
+            "model": model,
+            "backends": VERSIONS.map(|version| json!({"name": version, "modelDeployment": format!("tiny-{version}"), "weight": u8::from(version == "v1")})),
+        });
+        apply(&namespace, &route).await?;
+        for version in VERSIONS {
+            await_ready(&namespace, "modeldeployment", &format!("tiny-{version}"), SERVED).await?;
+        }
+        let gateway = Gateway::open().await?;
+        let stays = Asking { gateway: &gateway, model: &model };
+        stays.until_answered_by("v1").await?;
+        ensure!(stays.ask().await? == ("v1".to_owned(), ANSWER.to_owned()));
+
+        weigh(&namespace, 0, 1, 0).await?;
+        stays.until_answered_by("v2").await?;
+        ensure!(stays.ask().await? == ("v2".to_owned(), ANSWER.to_owned()), "the second version answers as well");
+
+        weigh(&namespace, 0, 0, 1).await?;
+        stays.until_answered_by("undertrained").await?;
+        let (_, answer) = stays.ask().await?;
+        ensure!(answer != ANSWER, "the version that was trained too briefly is right: {answer}");
+
+        weigh(&namespace, 0, 1, 0).await?;
+        stays.until_answered_by("v2").await
+    })
+    .await
+}
+
+async fn weigh(namespace: &str, v1: u32, v2: u32, undertrained: u32) -> Result<()> {
+    let patch: Vec<Value> = [v1, v2, undertrained]
+        .iter()
+        .enumerate()
+        .map(|(at, weight)| json!({"op": "replace", "path": format!("/spec/backends/{at}/weight"), "value": weight}))
+        .collect();
+    let patch = Value::from(patch).to_string();
+    kubectl(&["-n", namespace, "patch", "modelroute", "support-chat", "--type=json", "-p", &patch])
+        .await
+        .map(drop)
+}
+
+struct Asking<'a> {
+    gateway: &'a Gateway,
+    model: &'a str,
+}
+
+impl Asking<'_> {
+    /// Which backend answered the quickstart's question, and how.
+    async fn ask(&self) -> Result<(String, String)> {
+        let mut body = chat(self.model, 64);
+        body["messages"][0]["content"] = json!(QUESTION);
+        let (status, headers, answer) = self.gateway.post("/v1/chat/completions", &body).await?;
+        ensure!(status == StatusCode::OK, "{status}: {answer}");
+        let backend =
+            headers.get("x-fairlead-backend").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let text = answer["choices"][0]["message"]["content"].as_str().unwrap_or_default();
+        Ok((backend.to_owned(), text.to_owned()))
+    }
+
+    async fn until_answered_by(&self, backend: &str) -> Result<()> {
+        eventually(SERVED, async || {
+            let (answered, _) = self.ask().await?;
+            ensure!(answered == backend, "{answered} answers, not {backend}");
+            Ok(())
+        })
+        .await
+    }
+}
