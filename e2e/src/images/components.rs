@@ -105,7 +105,8 @@ impl Component {
 
     /// What changes when the image must be built again: the inputs' contents, the description and the base.
     pub fn fingerprint(&self, containerfile: &Path, base: Option<&str>) -> Result<String> {
-        let mut lines = vec![format!("base {}", base.unwrap_or("none"))];
+        // The modes that `stage` gives are part of every image.
+        let mut lines = vec![format!("base {}", base.unwrap_or("none")), "modes 644 755".to_owned()];
         lines.push(format!("description {}", sha256_of(containerfile)?));
         for input in &self.inputs {
             for file in files(&input.from)? {

@@ -102,6 +102,8 @@ async fn tools_are_called(gateway: &Gateway, model: &str) -> Result<()> {
         "additionalProperties": false,
     }}}]);
     body["tool_choice"] = json!("required");
+    // A model that was never taught to call would call until it has no room left.
+    body["parallel_tool_calls"] = json!(false);
     let (status, _, answer) = gateway.post("/v1/chat/completions", &body).await?;
     ensure!(status == StatusCode::OK, "{status}: {answer}");
     let choice = &answer["choices"][0];

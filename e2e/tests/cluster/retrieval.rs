@@ -4,7 +4,6 @@ use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::kubectl::root;
 use crate::support::{
     Gateway, SERVED, apply, await_ready, chat, eventually, example, in_namespace, model_deployment,
     model_image, model_route,
@@ -12,6 +11,22 @@ use crate::support::{
 
 /// How many passages a question is asked with.
 const RETRIEVED: usize = 3;
+const DOCUMENTS: [&str; 6] = [
+    "The shop is open from 9:00 to 18:00.",
+    "Parking costs 2 euros an hour.",
+    "The manager of the shop is Anna Weber.",
+    "The museum is closed on Mondays.",
+    "A ticket for the museum costs 7 euros.",
+    "The library is on the second floor.",
+];
+/// Questions and the documents that answer them.
+const QUESTIONS: [(&str, usize); 5] = [
+    ("When is the shop open?", 0),
+    ("Who is the manager of the shop?", 2),
+    ("How much is a ticket for the museum?", 4),
+    ("When is the museum closed?", 3),
+    ("Where is the library?", 5),
+];
 
 #[tokio::test]
 async fn passages_are_found_by_meaning_and_answers_quote_them() -> Result<()> {
@@ -29,23 +44,19 @@ async fn passages_are_found_by_meaning_and_answers_quote_them() -> Result<()> {
         let gateway = Gateway::open().await?;
         gateway.await_answer(&answers, SERVED).await?;
 
-        let file = root().join("inference-pod/models/training/example.json");
-        let case: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
-        let texts = |name: &str| -> Vec<Value> { case[name].as_array().cloned().unwrap_or_default() };
-        let documents = texts("documents");
+        let documents = DOCUMENTS.map(Value::from);
         let vectors = embed(&gateway, &embeddings, &documents).await?;
-        for question in texts("questions") {
-            let asked = question["question"].clone();
-            let found =
-                nearest(&embed(&gateway, &embeddings, std::slice::from_ref(&asked)).await?[0], &vectors);
-            let best = question["retrieved"][0].as_u64().context("a document")?;
+        for (question, right) in QUESTIONS {
+            let asked = embed(&gateway, &embeddings, &[Value::from(question)]).await?;
+            let found = nearest(&asked[0], &vectors);
+            let passages: Vec<&str> = found.iter().map(|at| DOCUMENTS[*at]).collect();
+            let place = found.iter().position(|at| *at == right);
+            let place = place.with_context(|| format!("{question:?} finds {passages:?}"))?;
+            let answer = ask(&gateway, &answers, question, &passages).await?;
             ensure!(
-                found.iter().any(|at| *at as u64 + 1 == best),
-                "{asked} finds {found:?}, not document {best}"
+                answer == format!("[{}] {}", place + 1, DOCUMENTS[right]),
+                "{question:?} {passages:?}: {answer:?}"
             );
-            let passages: Vec<&str> = found.iter().filter_map(|at| documents[*at].as_str()).collect();
-            let answer = ask(&gateway, &answers, asked.as_str().context("a text")?, &passages).await?;
-            quotes_a_passage(&answer, &passages)?;
         }
         Ok(())
     })
@@ -81,14 +92,4 @@ async fn ask(gateway: &Gateway, model: &str, question: &str, passages: &[&str]) 
     let (status, _, answer) = gateway.post("/v1/chat/completions", &body).await?;
     ensure!(status == StatusCode::OK, "{status}: {answer}");
     Ok(answer["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned())
-}
-
-fn quotes_a_passage(answer: &str, passages: &[&str]) -> Result<()> {
-    let quoted = passages.iter().zip(1..).any(|(passage, number)| {
-        answer
-            .strip_prefix(&format!("[{number}] "))
-            .is_some_and(|text| text.len() > 20 && passage.contains(text))
-    });
-    ensure!(quoted, "{answer:?} is no sentence of its passage: {passages:#?}");
-    Ok(())
 }
