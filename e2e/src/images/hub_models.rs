@@ -129,10 +129,10 @@ mod tests {
         let adapter = fs::read(models.join("adapter/adapter_model.safetensors")).unwrap();
         let adapter = safetensors::SafeTensors::deserialize(&adapter).unwrap();
         let shape = |name: &str| {
-            let name = format!("base_model.model.model.layers.1.mlp.down_proj.{name}.weight");
+            let name = format!("base_model.model.model.layers.5.mlp.down_proj.{name}.weight");
             adapter.tensor(&name).unwrap().shape().to_vec()
         };
-        assert_eq!((shape("lora_A"), shape("lora_B")), (vec![1, 6], vec![4, 1]));
+        assert_eq!((shape("lora_A"), shape("lora_B")), (vec![1, 384], vec![192, 1]));
         assert!(config.contains("GPTNeoXForCausalLM") && !config.contains("Llama"), "{config}");
     }
 }
