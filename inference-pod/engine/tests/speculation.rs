@@ -102,6 +102,17 @@ fn outcomes<B: Backend + Send + 'static>(
     proposer: Option<Box<dyn Proposer>>,
     requests: &[GenerationRequest],
 ) -> (Vec<Outcome>, StepCounts) {
+    outcomes_after(backend, options, proposer, requests, || ())
+}
+
+/// The same; `submitted` is called when all requests wait.
+fn outcomes_after<B: Backend + Send + 'static>(
+    backend: B,
+    options: EngineOptions,
+    proposer: Option<Box<dyn Proposer>>,
+    requests: &[GenerationRequest],
+    submitted: impl FnOnce(),
+) -> (Vec<Outcome>, StepCounts) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let counts = Arc::new(Mutex::new(StepCounts::default()));
@@ -111,6 +122,7 @@ fn outcomes<B: Backend + Send + 'static>(
         let handle = start(Box::new(observer), build).await.unwrap();
         let waiting: Vec<_> =
             requests.iter().map(|request| handle.submit(request.clone()).unwrap()).collect();
+        submitted();
         let mut outcomes = Vec::new();
         for mut events in waiting {
             let mut outcome = Outcome::default();
@@ -179,7 +191,15 @@ fn poor_guesses_stop_and_a_full_batch_gets_none() {
     // 31 guesses make one sequence pay, but not two that write at once.
     let options = EngineOptions { max_logits_rows: 64, max_batched_tokens: 64, ..OPTIONS };
     let both = [request(vec![1, 2, 3], 20), request(vec![4, 5, 6], 20), request(vec![7, 8], 20)];
-    let (answers, counts) = outcomes(drafted(80, 4, 31, mistaken(80, 4, 31, 0, 0)), options, None, &both);
+    let (gate, closed) = std::sync::mpsc::channel::<()>();
+    let mut target = FakeBackend::new(80, 4);
+    // The first step waits until all three are there.
+    target.failures = Box::new(move |_, _| {
+        let _ = closed.recv();
+        None
+    });
+    let backend = DraftedBackend::new(target, mistaken(80, 4, 31, 0, 0), 31).unwrap();
+    let (answers, counts) = outcomes_after(backend, options, None, &both, || drop(gate));
     assert_eq!(answers, both.each_ref().map(alone));
     assert!(counts.drafts <= 2, "{counts:?}");
 }
