@@ -102,16 +102,16 @@ fn outcomes<B: Backend + Send + 'static>(
     proposer: Option<Box<dyn Proposer>>,
     requests: &[GenerationRequest],
 ) -> (Vec<Outcome>, StepCounts) {
-    outcomes_after(backend, options, proposer, requests, || ())
+    outcomes_after(backend, options, proposer, requests, |_| ())
 }
 
-/// The same; `submitted` is called when all requests wait.
+/// The same; `submitted` is called after each request, with how many there are by then.
 fn outcomes_after<B: Backend + Send + 'static>(
     backend: B,
     options: EngineOptions,
     proposer: Option<Box<dyn Proposer>>,
     requests: &[GenerationRequest],
-    submitted: impl FnOnce(),
+    mut submitted: impl FnMut(usize),
 ) -> (Vec<Outcome>, StepCounts) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -120,9 +120,11 @@ fn outcomes_after<B: Backend + Send + 'static>(
         let (_running, ended) = oneshot::channel();
         let observer = Counting { sum: Arc::clone(&counts), _running };
         let handle = start(Box::new(observer), build).await.unwrap();
-        let waiting: Vec<_> =
-            requests.iter().map(|request| handle.submit(request.clone()).unwrap()).collect();
-        submitted();
+        let mut waiting = Vec::new();
+        for request in requests {
+            waiting.push(handle.submit(request.clone()).unwrap());
+            submitted(waiting.len());
+        }
         let mut outcomes = Vec::new();
         for mut events in waiting {
             let mut outcome = Outcome::default();
@@ -188,20 +190,30 @@ fn poor_guesses_stop_and_a_full_batch_gets_none() {
     let (answers, counts) = outcomes(drafted(40, 4, 4, mistaken(40, 4, 4, 1, 0)), OPTIONS, None, &wanted);
     assert_eq!(answers, [alone(&wanted[0])]);
     assert_eq!((counts.drafts, counts.accepted_tokens), (8, 0), "32 guesses, then none for 64 tokens");
-    // 31 guesses make one sequence pay, but not two that write at once.
+    // 31 guesses pay for two sequences that write at once, not for three. A request of one token holds the engine in its
+    // first step until the three are there, so that they begin and end together.
     let options = EngineOptions { max_logits_rows: 64, max_batched_tokens: 64, ..OPTIONS };
-    let both = [request(vec![1, 2, 3], 20), request(vec![4, 5, 6], 20), request(vec![7, 8], 20)];
+    let first = request(vec![9], 1);
+    let wanted = [first, request(vec![1, 2, 3], 20), request(vec![4, 5, 6], 20), request(vec![7, 8], 20)];
     let (gate, closed) = std::sync::mpsc::channel::<()>();
+    let (entering, entered) = std::sync::mpsc::channel();
     let mut target = FakeBackend::new(80, 4);
-    // The first step waits until all three are there.
     target.failures = Box::new(move |_, _| {
+        let _ = entering.send(());
         let _ = closed.recv();
         None
     });
     let backend = DraftedBackend::new(target, mistaken(80, 4, 31, 0, 0), 31).unwrap();
-    let (answers, counts) = outcomes_after(backend, options, None, &both, || drop(gate));
-    assert_eq!(answers, both.each_ref().map(alone));
-    assert!(counts.drafts <= 2, "{counts:?}");
+    let mut gate = Some(gate);
+    let (answers, counts) = outcomes_after(backend, options, None, &wanted, |submitted| {
+        if submitted == 1 {
+            entered.recv().unwrap();
+        } else if submitted == wanted.len() {
+            gate.take();
+        }
+    });
+    assert_eq!(answers, wanted.each_ref().map(alone));
+    assert_eq!(counts.drafts, 0, "{counts:?}");
 }
 
 #[test]
