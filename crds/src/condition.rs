@@ -16,6 +16,10 @@ pub mod ready {
     pub const AVAILABLE: &str = "Available";
     /// A route's backends can take traffic.
     pub const ROUTED: &str = "Routed";
+    /// Everybody who is to be asked has answered the questions at the current revision.
+    pub const EVALUATED: &str = "Evaluated";
+    /// Nobody has asked for a run, and the spec waits for that.
+    pub const ON_REQUEST: &str = "OnRequest";
 }
 
 /// Reasons while `Reconciling`.
@@ -26,6 +30,8 @@ pub mod reconciling {
     pub const ROLLING_OUT: &str = "RollingOut";
     /// Something this object needs is not there yet or could not be reached; it is tried again.
     pub const WAITING: &str = "Waiting";
+    /// A run is under way.
+    pub const EVALUATING: &str = "Evaluating";
 }
 
 /// Reasons while `Stalled`.
@@ -46,6 +52,12 @@ pub mod stalled {
     pub const BACKEND_NOT_FOUND: &str = "BackendNotFound";
     /// An older route already answers to this model name.
     pub const MODEL_NAME_TAKEN: &str = "ModelNameTaken";
+    /// An Evaluation's target does not exist.
+    pub const TARGET_NOT_FOUND: &str = "TargetNotFound";
+    /// An Evaluation's questions can't be read.
+    pub const INVALID_QUESTIONS: &str = "InvalidQuestions";
+    /// The questions could not be asked.
+    pub const RUN_FAILED: &str = "RunFailed";
 }
 
 /// Reasons of events about a route's canary.

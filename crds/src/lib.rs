@@ -5,6 +5,7 @@
 //! generated from here.
 
 pub mod condition;
+pub mod evaluation;
 pub mod model_deployment;
 pub mod model_route;
 pub mod reference;
@@ -20,5 +21,7 @@ pub const VERSION: &str = "v1alpha1";
 pub const MODEL_DEPLOYMENT_LABEL: &str = "fairlead.dev/model-deployment";
 /// Label on engine pods: the revision (hash of all that changes what a pod serves) they run.
 pub const REVISION_LABEL: &str = "fairlead.dev/revision";
+/// Label on every child of an Evaluation: the Evaluation's name.
+pub const EVALUATION_LABEL: &str = "fairlead.dev/evaluation";
 /// Name of the container and Service port that speaks the OpenAI API.
 pub const HTTP_PORT_NAME: &str = "http";

@@ -12,7 +12,11 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
-use crate::{model_deployment::ModelDeployment, model_route::ModelRoute, reference, validation::rule};
+use crate::evaluation::Evaluation;
+use crate::model_deployment::ModelDeployment;
+use crate::model_route::ModelRoute;
+use crate::reference;
+use crate::validation::rule;
 
 /// Fields whose type is Kubernetes' own; what lies below them is documented there.
 pub const EMBEDDED: &[&str] =
@@ -66,6 +70,15 @@ pub fn generated_files() -> Result<Vec<(PathBuf, String)>, SchemaError> {
 /// When a derived schema is not one that Kubernetes' types can hold; a test rules that out.
 pub fn definitions() -> Result<Vec<CustomResourceDefinition>, SchemaError> {
     Ok(vec![
+        // An Evaluation's name becomes a part of Jobs' names, which are labels, with room for a suffix.
+        installed(
+            "Evaluation",
+            Evaluation::crd(),
+            &[rule(
+                "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$')",
+                "metadata.name must be 1 to 50 lower-case letters, digits and -, beginning with a letter: Jobs get this name with a suffix",
+            )],
+        )?,
         // A ModelDeployment's name becomes the name of a Service (a DNS-1035 label) with room for a suffix.
         installed(
             "ModelDeployment",

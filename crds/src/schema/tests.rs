@@ -39,7 +39,7 @@ fn every_definition_stays_far_below_the_limit_of_client_side_apply() {
 
 #[test]
 fn schemas_are_structural() {
-    for plural in ["modeldeployments", "modelroutes"] {
+    for plural in ["evaluations", "modeldeployments", "modelroutes"] {
         structural(plural, &schema_of(plural));
     }
 }
@@ -72,7 +72,7 @@ fn structural(path: &str, schema: &Value) {
 
 #[test]
 fn strings_and_lists_with_rules_are_bounded_so_that_the_rules_stay_cheap() {
-    for plural in ["modeldeployments", "modelroutes"] {
+    for plural in ["evaluations", "modeldeployments", "modelroutes"] {
         bounded(plural, &schema_of(plural)["properties"]["spec"]);
     }
 }
@@ -213,4 +213,48 @@ fn bad_objects_are_refused_with_the_field_and_the_remedy() {
     let mut long = deployment(&json!({"model": model}));
     long["metadata"]["name"] = json!("1-starts-with-a-digit");
     assert!(refusals("modeldeployments", &long).iter().any(|refusal| refusal.contains("metadata.name")));
+}
+
+fn evaluation(change: &Value) -> Value {
+    let mut object = json!({"apiVersion": "fairlead.dev/v1alpha1", "kind": "Evaluation", "metadata": {"name": "quality"},
+        "spec": {"questions": {"configMapRef": {"name": "questions", "key": "all.jsonl"}}, "target": {"route": "chat"}}});
+    for (path, value) in change.as_object().unwrap() {
+        let (parent, field) = path.rsplit_once('/').unwrap();
+        object.pointer_mut(parent).unwrap()[field] = value.clone();
+    }
+    object
+}
+
+#[test]
+fn evaluations_keep_the_rules_or_are_told_the_field_and_the_remedy() {
+    for good in [
+        json!({}),
+        json!({"/spec/target": {"route": "chat", "backends": ["v1", "v2"]}}),
+        json!({"/spec/target": {"modelDeployment": "tiny"}}),
+        json!({"/spec/sampling": {"temperature": "0.7", "maxTokens": 64, "seed": 7}}),
+        json!({"/spec/timeout": "1h30m", "/spec/requestTimeout": "45s", "/spec/runOn": "Request"}),
+        json!({"/spec/scores": ["f1", "exactMatch"], "/spec/ignore": []}),
+    ] {
+        assert_eq!(refusals("evaluations", &evaluation(&good)), Vec::<String>::new(), "{good}");
+    }
+    for (bad, part) in [
+        (json!({"/spec/target": {}}), "exactly one of route and modelDeployment"),
+        (
+            json!({"/spec/target": {"route": "a", "modelDeployment": "b"}}),
+            "exactly one of route and modelDeployment",
+        ),
+        (
+            json!({"/spec/target": {"modelDeployment": "b", "backends": ["v1"]}}),
+            "backends are those of a route",
+        ),
+        (json!({"/spec/sampling": {"temperature": "2.5"}}), "between 0 and 2"),
+        (json!({"/spec/timeout": "soon"}), "spec.timeout must be hours"),
+        (json!({"/spec/requestTimeout": ""}), "spec.requestTimeout must be hours"),
+        (json!({"/spec/questions/configMapRef": {"name": "Q", "key": "a"}}), "the name of a ConfigMap"),
+        (json!({"/spec/questions/configMapRef": {"name": "q", "key": "a/b"}}), "a key of a ConfigMap"),
+        (json!({"/metadata/name": "9"}), "metadata.name"),
+    ] {
+        let refusals = refusals("evaluations", &evaluation(&bad));
+        assert!(refusals.iter().any(|refusal| refusal.contains(part)), "{bad}: {refusals:?}");
+    }
 }
