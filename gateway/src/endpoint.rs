@@ -1,6 +1,7 @@
 //! One place that answers requests: its address, how many requests it has now, and whether it is being left alone.
 //!
-//! An endpoint outlives the snapshots it appears in: a rebuild hands the same `Arc` on, so counts and ejections carry over.
+//! An endpoint outlives the snapshots it appears in: a rebuild hands the same `Arc` on, so counts and ejections carry over. It
+//! is of one revision: a pod of another revision at the same address is another endpoint, which inherits nothing.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use crate::ejection::{Ejection, EjectionRules, Failure};
 pub struct Endpoint {
     authority: Authority,
     prefix: String,
+    revision: Option<String>,
     in_flight: AtomicUsize,
     ejection: Mutex<Ejection>,
 }
@@ -42,7 +44,24 @@ impl Endpoint {
         let prefix = uri.path().trim_end_matches('/');
         // The OpenAI convention is a base URL that ends in /v1, and that is what people paste.
         let prefix = prefix.strip_suffix("/v1").unwrap_or(prefix).to_owned();
-        Ok(Self { authority, prefix, in_flight: AtomicUsize::new(0), ejection: Mutex::default() })
+        Ok(Self {
+            authority,
+            prefix,
+            revision: None,
+            in_flight: AtomicUsize::new(0),
+            ejection: Mutex::default(),
+        })
+    }
+
+    /// The same, known to serve this revision.
+    #[must_use]
+    pub fn at_revision(self, revision: Option<String>) -> Self {
+        Self { revision, ..self }
+    }
+
+    /// The revision that it serves, where known. Caches of what it has seen belong to that revision.
+    pub fn revision(&self) -> Option<&str> {
+        self.revision.as_deref()
     }
 
     /// What tells this endpoint from others: host, port and path.
@@ -92,6 +111,7 @@ impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Endpoint")
             .field("address", &self.address())
+            .field("revision", &self.revision)
             .field("in_flight", &self.in_flight())
             .finish()
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::decide::Decision;
 use crate::metrics::{Api, Metrics, Outcome};
 
 /// What access logs conventionally write when the client closed the connection before an answer.
@@ -22,6 +23,11 @@ pub struct Exchange {
     pub route: Option<String>,
     /// The backend of the newest attempt.
     pub backend: Option<String>,
+    /// What was decided of it: the rule, whose weights, the subject.
+    pub decision: Option<Decision>,
+    /// The hash of the route and the sticky key, when the split is sticky for this request. Requests of one subject are not
+    /// independent of each other.
+    pub subject: Option<u64>,
     /// The backend that the weights chose, when it is another one.
     pub diverted_from: Option<String>,
     /// The endpoint of the newest attempt.
@@ -49,6 +55,8 @@ impl Exchange {
             id,
             route: None,
             backend: None,
+            decision: None,
+            subject: None,
             diverted_from: None,
             endpoint: None,
             revision: None,

@@ -7,6 +7,7 @@ use http::response::Parts;
 use http::{HeaderMap, Response};
 
 use crate::body::{self, GatewayBody};
+use crate::decide::decide;
 use crate::ejection::Failure;
 use crate::endpoint::InFlight;
 use crate::exchange::Exchange;
@@ -33,7 +34,7 @@ pub async fn forward(
     let mut headers = headers::for_pod(client);
     headers::set(&mut headers, headers::MODEL, &request.model);
     headers::set(&mut headers, headers::REQUEST_ID, &exchange.id);
-    let mut selection = Selection::default();
+    let mut selection: Option<Selection> = None;
     let mut last: Option<AttemptError> = None;
     for attempt in 1..=gateway.max_attempts {
         let snapshot = gateway.routing.snapshot();
@@ -44,6 +45,11 @@ pub async fn forward(
             break;
         };
         exchange.route = Some(route.id.clone());
+        let selection = selection.get_or_insert_with(|| Selection::new(decide(route)));
+        if exchange.decision.is_none() {
+            exchange.subject = selection.decision().subject;
+            exchange.decision = Some(selection.decision().clone());
+        }
         let choice = selection.next(route, &*gateway.policy, Instant::now(), &mut rand::rng());
         let choice = match choice {
             Ok(choice) => choice,
@@ -58,7 +64,7 @@ pub async fn forward(
         exchange.backend = Some(backend.name.clone());
         exchange.diverted_from = selection.intended().filter(|name| *name != backend.name).map(str::to_owned);
         exchange.endpoint = Some(choice.endpoint.address());
-        exchange.revision = backend.revision.clone();
+        exchange.revision = choice.endpoint.revision().map(str::to_owned);
         let in_flight = choice.endpoint.begin();
         let uri = match choice.endpoint.uri(request.api.path()) {
             Ok(uri) => uri,

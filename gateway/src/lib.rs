@@ -1,6 +1,6 @@
 //! Fairlead's data plane: takes OpenAI requests and carries each to an inference pod that serves its model.
 //!
-//! The request path is `proxy` (read, validate, resolve) -> `select` (backend by weight, endpoint by load) ->
+//! The request path is `proxy` (read, validate) -> `decide` (rule, whose weights, subject) -> `select` (backend, endpoint) ->
 //! `forward` (attempts, retries) -> `relay` (bytes as they come). What it routes by is an immutable
 //! [`snapshot::RoutingSnapshot`], rebuilt by one of the `sources`: the Kubernetes API or a folder of manifests.
 //! The crate never imports the engine, and keeps no state that outlives the process.
@@ -9,6 +9,7 @@ pub mod admin;
 pub mod app;
 pub mod body;
 pub mod config;
+pub mod decide;
 pub mod ejection;
 pub mod endpoint;
 pub mod exchange;

@@ -1,14 +1,18 @@
 //! Which backend and endpoint a request goes to, attempt by attempt. Pure but for endpoints' live counts.
 //!
-//! The backend is drawn once, by weight. When it has no endpoint that can take the request, the draw is repeated among the
-//! backends that have one, which gives each of them the share it would have had without the missing one. The answer says
-//! so (`x-fairlead-diverted-from`).
+//! The backend is chosen once, by the weights that [`Decision`] names: by chance, or where the subject sticks. When it has no
+//! endpoint that can take the request, the choice is repeated among the backends that have one, which gives each of them the
+//! share it would have had without the missing one. The answer says so (`x-fairlead-diverted-from`).
+//!
+//! Further attempts stay in the backend that was chosen, and in it with the revision that the first attempt went to, as long as
+//! an endpoint is left there that this request has not been to. An answer that has begun is pinned: it goes on there or nowhere.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use rand::Rng;
 
+use crate::decide::Decision;
 use crate::endpoint::Endpoint;
 use crate::policy::EndpointPolicy;
 use crate::snapshot::{Route, RouteBackend};
@@ -37,13 +41,24 @@ pub struct Choice<'a> {
 /// One request's way through a route's backends.
 #[derive(Debug, Default)]
 pub struct Selection {
+    decision: Decision,
     intended: Option<String>,
+    began: Option<Variant>,
+    pinned: bool,
     tried: Vec<String>,
 }
 
+/// A backend at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Variant {
+    backend: String,
+    /// `None` where it is not known.
+    revision: Option<String>,
+}
+
 /// How good a candidate is; the first class that has any is chosen from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
     /// Not tried for this request, and well.
     Well,
     /// Not tried, but left alone after failures. Better than none.
@@ -53,15 +68,34 @@ enum Class {
 }
 
 impl Selection {
-    /// The backend that the first draw chose.
+    /// The way of a request of which this was decided.
+    pub fn new(decision: Decision) -> Self {
+        Self { decision, ..Self::default() }
+    }
+
+    /// What was decided of the request.
+    pub fn decision(&self) -> &Decision {
+        &self.decision
+    }
+
+    /// The backend that was chosen first.
     pub fn intended(&self) -> Option<&str> {
         self.intended.as_deref()
     }
 
+    /// An answer of this backend and revision has begun: from now on only endpoints of both are chosen, whatever the weights say
+    /// by then. With a revision of `None`, or of an endpoint whose revision is not known, compare what the pod answers.
+    pub fn pin(&mut self, backend: &str, revision: Option<&str>) {
+        self.began = Some(Variant { backend: backend.to_owned(), revision: revision.map(str::to_owned) });
+        self.pinned = true;
+    }
+
     /// Whether an endpoint is left that this request has not been to.
     pub fn has_fresh(&self, route: &Route) -> bool {
-        let mut endpoints = route.backends.iter().filter(|b| b.weight > 0).flat_map(|b| &b.endpoints);
-        endpoints.any(|endpoint| !self.tried.contains(&endpoint.address()))
+        let weights = self.decision.weights(route);
+        let taking = route.backends.iter().zip(weights).filter(|(_, weight)| *weight > 0);
+        let mut endpoints = taking.flat_map(|(backend, _)| &backend.endpoints);
+        endpoints.any(|endpoint| !self.has_tried(endpoint))
     }
 
     /// Chooses the next endpoint and counts it as tried.
@@ -72,47 +106,142 @@ impl Selection {
         now: Instant,
         rng: &mut dyn Rng,
     ) -> Result<Choice<'a>, Unavailable> {
-        let known =
-            self.intended.as_ref().and_then(|name| route.backends.iter().position(|b| b.name == *name));
-        let intended = match known {
-            Some(index) => index,
-            None => split::draw(route.backends.iter().map(|b| b.weight), rng).ok_or(Unavailable::NoWeight)?,
-        };
-        self.intended = Some(route.backends[intended].name.clone());
+        let weights = self.decision.weights(route);
+        let intended = self.intended_of(route, &weights, rng)?;
         for class in [Class::Well, Class::Ejected, Class::Tried] {
-            let members: Vec<Vec<&Arc<Endpoint>>> =
-                route.backends.iter().map(|backend| self.members(backend, class, now)).collect();
+            let members: Vec<Vec<&Arc<Endpoint>>> = route
+                .backends
+                .iter()
+                .zip(&weights)
+                .map(|(backend, weight)| self.members(backend, *weight, class, now))
+                .collect();
             let index = if members[intended].is_empty() {
-                let weights = route.backends.iter().zip(&members);
-                split::draw(weights.map(|(b, m)| if m.is_empty() { 0 } else { b.weight }), rng)
+                let left = weights.iter().zip(&members);
+                let left: Vec<u32> =
+                    left.map(|(weight, members)| if members.is_empty() { 0 } else { *weight }).collect();
+                self.choose_backend(route, &left, rng)
             } else {
                 Some(intended)
             };
             let Some(index) = index else { continue };
-            let Some(chosen) = policy.choose(&members[index], rng) else { continue };
-            let endpoint = Arc::clone(members[index][chosen]);
+            let backend = &route.backends[index];
+            let candidates = self.of_one_revision(backend, &members[index]);
+            let Some(chosen) = policy.choose(&candidates, rng) else { continue };
+            let endpoint = Arc::clone(candidates[chosen]);
             self.tried.push(endpoint.address());
-            return Ok(Choice { backend: &route.backends[index], endpoint, fresh: class != Class::Tried });
+            self.began.get_or_insert_with(|| Variant {
+                backend: backend.name.clone(),
+                revision: endpoint.revision().map(str::to_owned),
+            });
+            return Ok(Choice { backend, endpoint, fresh: class != Class::Tried });
         }
         Err(Unavailable::NoEndpoint)
     }
 
-    fn members<'b>(&self, backend: &'b RouteBackend, class: Class, now: Instant) -> Vec<&'b Arc<Endpoint>> {
-        if backend.weight == 0 {
+    /// The backend that the request is for, from the first attempt on.
+    fn intended_of(
+        &mut self,
+        route: &Route,
+        weights: &[u32],
+        rng: &mut dyn Rng,
+    ) -> Result<usize, Unavailable> {
+        let pinned = self.began.as_ref().filter(|_| self.pinned).map(|variant| &variant.backend);
+        let name = pinned.or(self.intended.as_ref());
+        let known = name.and_then(|name| route.backends.iter().position(|b| b.name == *name));
+        let index = match known {
+            Some(index) => index,
+            None if self.pinned => return Err(Unavailable::NoEndpoint),
+            None => self.choose_backend(route, weights, rng).ok_or(Unavailable::NoWeight)?,
+        };
+        self.intended = Some(route.backends[index].name.clone());
+        Ok(index)
+    }
+
+    /// By chance, or where the subject sticks.
+    fn choose_backend(&self, route: &Route, weights: &[u32], rng: &mut dyn Rng) -> Option<usize> {
+        match self.decision.subject {
+            Some(subject) => {
+                let keys = route.backends.iter().map(|backend| backend.key);
+                split::stick(keys.zip(weights.iter().copied()), subject)
+            }
+            None => split::draw(weights.iter().copied(), rng),
+        }
+    }
+
+    /// A backend's endpoints of one class.
+    fn members<'b>(
+        &self,
+        backend: &'b RouteBackend,
+        weight: u32,
+        class: Class,
+        now: Instant,
+    ) -> Vec<&'b Arc<Endpoint>> {
+        let pinned = self.began.as_ref().filter(|_| self.pinned);
+        let takes = match pinned {
+            Some(variant) => variant.backend == backend.name,
+            None => weight > 0,
+        };
+        if !takes {
             return Vec::new();
         }
-        let of_class = |endpoint: &&Arc<Endpoint>| {
-            if !self.tried.is_empty() && self.tried.contains(&endpoint.address()) {
-                return class == Class::Tried;
-            }
-            match class {
-                Class::Well => !endpoint.is_ejected(now),
-                Class::Ejected => endpoint.is_ejected(now),
-                Class::Tried => false,
-            }
+        let revision = pinned.and_then(|variant| variant.revision.as_deref());
+        let same = |endpoint: &Endpoint| {
+            let (Some(wanted), Some(serves)) = (revision, endpoint.revision()) else { return true };
+            wanted == serves
         };
+        let of_class = |endpoint: &&Arc<Endpoint>| self.class(endpoint, now) == class && same(endpoint);
         backend.endpoints.iter().filter(of_class).collect()
     }
+
+    /// How good an endpoint is for this request.
+    pub fn class(&self, endpoint: &Endpoint, now: Instant) -> Class {
+        if self.has_tried(endpoint) {
+            Class::Tried
+        } else if endpoint.is_ejected(now) {
+            Class::Ejected
+        } else {
+            Class::Well
+        }
+    }
+
+    fn has_tried(&self, endpoint: &Endpoint) -> bool {
+        !self.tried.is_empty() && self.tried.contains(&endpoint.address())
+    }
+
+    /// While a backend's pods are being replaced: those of the revision that this request began with, or that its subject
+    /// sticks to; the more pods a revision has, the more subjects it has, and none goes back to the old one.
+    fn of_one_revision<'b>(
+        &self,
+        backend: &RouteBackend,
+        members: &[&'b Arc<Endpoint>],
+    ) -> Vec<&'b Arc<Endpoint>> {
+        let began = self.began.as_ref().filter(|variant| variant.backend == backend.name);
+        let wanted = match began.and_then(|variant| variant.revision.clone()) {
+            Some(revision) => Some(revision),
+            None => self.decision.subject.and_then(|subject| sticky_revision(members, subject)),
+        };
+        let Some(wanted) = wanted else { return members.to_vec() };
+        let same: Vec<_> =
+            members.iter().copied().filter(|endpoint| endpoint.revision() == Some(wanted.as_str())).collect();
+        if same.is_empty() { members.to_vec() } else { same }
+    }
+}
+
+/// The revision that a subject sticks to, when several are known.
+fn sticky_revision(members: &[&Arc<Endpoint>], subject: u64) -> Option<String> {
+    let mut revisions: Vec<(&str, u32)> = Vec::new();
+    for revision in members.iter().filter_map(|endpoint| endpoint.revision()) {
+        match revisions.iter_mut().find(|(known, _)| *known == revision) {
+            Some((_, pods)) => *pods += 1,
+            None => revisions.push((revision, 1)),
+        }
+    }
+    if revisions.len() < 2 {
+        return None;
+    }
+    let shares = revisions.iter().map(|(revision, pods)| (split::key_of(revision), *pods));
+    let index = split::stick(shares, subject)?;
+    revisions.get(index).map(|(revision, _)| (*revision).to_owned())
 }
 
 #[cfg(test)]
@@ -124,11 +253,20 @@ mod tests {
     use rand::rngs::StdRng;
 
     fn backend(name: &str, weight: u32, addresses: &[&str]) -> RouteBackend {
-        let endpoints = addresses
-            .iter()
-            .map(|a| Arc::new(Endpoint::parse(&format!("http://{a}:1")).expect("parses")))
-            .collect();
-        RouteBackend { name: name.to_owned(), weight, served_model: None, revision: None, endpoints }
+        let endpoint = |text: &&str| {
+            // `address@revision`
+            let (address, revision) = text.split_once('@').map_or((*text, None), |(a, r)| (a, Some(r)));
+            let endpoint = Endpoint::parse(&format!("http://{address}:1")).expect("parses");
+            Arc::new(endpoint.at_revision(revision.map(str::to_owned)))
+        };
+        RouteBackend {
+            name: name.to_owned(),
+            key: split::key_of(name),
+            weight,
+            served_model: None,
+            revision: None,
+            endpoints: addresses.iter().map(endpoint).collect(),
+        }
     }
 
     fn route(backends: Vec<RouteBackend>) -> Route {
@@ -208,5 +346,88 @@ mod tests {
         assert!(selection.has_fresh(&route));
         selection.next(&route, &LeastLoad, Instant::now(), &mut StdRng::seed_from_u64(0)).expect("a choice");
         assert!(!selection.has_fresh(&route));
+    }
+
+    fn next(selection: &mut Selection, route: &Route, seed: u64) -> Result<String, Unavailable> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        selection.next(route, &LeastLoad, Instant::now(), &mut rng).map(|choice| choice.endpoint.address())
+    }
+
+    #[test]
+    fn a_retry_stays_with_the_revision_it_began_with_and_then_with_the_backend() {
+        let route = route(vec![backend("v1", 1, &["a@r1", "b@r1", "c@r2"]), backend("v2", 1, &["d@r9"])]);
+        for seed in 0..50 {
+            let mut selection = Selection::default();
+            let first = next(&mut selection, &route, seed).expect("a choice");
+            let walked: Vec<_> =
+                (0..3).map(|_| next(&mut selection, &route, seed).expect("a choice")).collect();
+            match first.as_str() {
+                "a:1" => assert_eq!(walked, ["b:1", "c:1", "d:1"]),
+                "b:1" => assert_eq!(walked, ["a:1", "c:1", "d:1"]),
+                "c:1" => assert_eq!(walked[2], "d:1"),
+                other => assert_eq!(other, "d:1"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_pinned_goes_on_with_its_backend_and_revision_or_nowhere() {
+        let mut selection = Selection::default();
+        let one = route(vec![backend("v1", 1, &["a@r1", "b@r1", "c@r2", "x"]), backend("v2", 1, &["d@r1"])]);
+        selection.pin("v1", Some("r1"));
+        let walked: std::collections::BTreeSet<_> =
+            (0..3).map(|seed| next(&mut selection, &one, seed).expect("a choice")).collect();
+        assert_eq!(walked.into_iter().collect::<Vec<_>>(), ["a:1", "b:1", "x:1"]);
+        // The weight is gone by then: what has begun may end all the same.
+        let taken_back = route(vec![backend("v1", 0, &["e@r1"]), backend("v2", 1, &["d@r1"])]);
+        assert_eq!(next(&mut selection, &taken_back, 0), Ok("e:1".to_owned()));
+        let replaced = route(vec![backend("v1", 1, &["f@r2"]), backend("v2", 1, &["d@r1"])]);
+        assert_eq!(next(&mut selection, &replaced, 0), Err(Unavailable::NoEndpoint));
+        let removed = route(vec![backend("v2", 1, &["d@r1"])]);
+        assert_eq!(next(&mut selection, &removed, 0), Err(Unavailable::NoEndpoint));
+    }
+
+    fn sticky(subject: u64) -> Selection {
+        Selection::new(Decision { subject: Some(subject), ..Decision::default() })
+    }
+
+    #[test]
+    fn a_subject_sticks_whatever_the_dice_say_and_comes_back_after_an_outage() {
+        let both = route(vec![backend("v1", 1, &["a"]), backend("v2", 1, &["b"])]);
+        let one = route(vec![backend("v1", 1, &["a"]), backend("v2", 1, &[])]);
+        let mut diverted = 0;
+        for subject in 0..200 {
+            let place = next(&mut sticky(subject), &both, 0).expect("a choice");
+            for seed in 1..5 {
+                assert_eq!(next(&mut sticky(subject), &both, seed).as_ref(), Ok(&place));
+            }
+            let mut during = sticky(subject);
+            assert_eq!(next(&mut during, &one, 0), Ok("a:1".to_owned()));
+            diverted += u32::from(during.intended() == Some("v2"));
+        }
+        assert!((60..140).contains(&diverted), "{diverted}");
+    }
+
+    #[test]
+    fn while_pods_are_replaced_no_subject_goes_back_to_the_old_revision() {
+        let stages = [
+            &["a@r1", "b@r1", "c@r1"][..],
+            &["a@r1", "b@r1", "c@r1", "d@r2"],
+            &["a@r1", "b@r1", "d@r2"],
+            &["a@r1", "d@r2", "e@r2"],
+            &["d@r2", "e@r2", "f@r2"],
+        ];
+        let revision = |pods: &[&str], subject| {
+            let route = route(vec![backend("v1", 1, pods)]);
+            let mut rng = StdRng::seed_from_u64(subject);
+            let mut selection = sticky(subject);
+            let choice = selection.next(&route, &LeastLoad, Instant::now(), &mut rng).expect("a choice");
+            choice.endpoint.revision().expect("known").to_owned()
+        };
+        for subject in 0..500 {
+            let seen: Vec<_> = stages.iter().map(|pods| revision(pods, subject)).collect();
+            assert!(seen.is_sorted(), "{seen:?}");
+            assert_eq!((seen[0].as_str(), seen[4].as_str()), ("r1", "r2"));
+        }
     }
 }

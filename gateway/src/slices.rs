@@ -8,15 +8,31 @@ use fairlead_crds::{HTTP_PORT_NAME, MODEL_DEPLOYMENT_LABEL};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 
-/// `host:port` of each ready pod, in a stable order, by (namespace, ModelDeployment).
-pub type ReadyAddresses = HashMap<(String, String), Vec<String>>;
+/// The ready pods in a stable order, by (namespace, ModelDeployment).
+pub type ReadyPods = HashMap<(String, String), Vec<ReadyPod>>;
 
-/// Collects the ready addresses of all slices that carry the ModelDeployment label.
+/// A pod that can take requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadyPod {
+    /// `host:port`.
+    pub address: String,
+    /// Its name, where the slice gives it.
+    pub name: Option<String>,
+}
+
+/// A pod as a slice has it.
+struct Found {
+    address: IpAddr,
+    port: u16,
+    name: Option<String>,
+}
+
+/// Collects the ready pods of all slices that carry the ModelDeployment label.
 ///
 /// A pod of a dual-stack Service appears once in a slice of each family and counts once, by its IPv4 address. While slices
 /// are being rearranged a pod may be in two of them, and counts once too.
-pub fn ready_addresses(slices: &[Arc<EndpointSlice>]) -> ReadyAddresses {
-    let mut pods: HashMap<(String, String), BTreeMap<String, (IpAddr, u16)>> = HashMap::new();
+pub fn ready_pods(slices: &[Arc<EndpointSlice>]) -> ReadyPods {
+    let mut pods: HashMap<(String, String), BTreeMap<String, Found>> = HashMap::new();
     for slice in slices {
         let Some(deployment) = slice.labels().get(MODEL_DEPLOYMENT_LABEL) else { continue };
         let key = (slice.namespace().unwrap_or_default(), deployment.clone());
@@ -27,26 +43,24 @@ pub fn ready_addresses(slices: &[Arc<EndpointSlice>]) -> ReadyAddresses {
             let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
             let address = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok());
             let (true, Some(address)) = (ready, address) else { continue };
-            let pod = match endpoint.target_ref.as_ref().and_then(|target| target.name.clone()) {
-                Some(name) => name,
-                None => address.to_string(),
-            };
+            let name = endpoint.target_ref.as_ref().and_then(|target| target.name.clone());
+            let pod = name.clone().unwrap_or_else(|| address.to_string());
             pods.entry(pod)
                 .and_modify(|known| {
-                    if known.0.is_ipv6() && address.is_ipv4() {
-                        *known = (address, port);
+                    if known.address.is_ipv6() && address.is_ipv4() {
+                        (known.address, known.port) = (address, port);
                     }
                 })
-                .or_insert((address, port));
+                .or_insert(Found { address, port, name });
         }
     }
     pods.into_iter()
         .map(|(key, pods)| {
-            let addresses = pods
-                .into_values()
-                .map(|(address, port)| std::net::SocketAddr::new(address, port).to_string())
-                .collect();
-            (key, addresses)
+            let ready = pods.into_values().map(|Found { address, port, name }| ReadyPod {
+                address: std::net::SocketAddr::new(address, port).to_string(),
+                name,
+            });
+            (key, ready.collect())
         })
         .collect()
 }
@@ -76,7 +90,8 @@ mod tests {
     }
 
     fn of_llama(slices: &[Arc<EndpointSlice>]) -> Vec<String> {
-        ready_addresses(slices).remove(&("ns".to_owned(), "llama".to_owned())).unwrap_or_default()
+        let pods = ready_pods(slices).remove(&("ns".to_owned(), "llama".to_owned())).unwrap_or_default();
+        pods.into_iter().map(|pod| pod.address).collect()
     }
 
     #[test]

@@ -13,7 +13,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 
 use crate::endpoint::Endpoint;
-use crate::slices::{self, ReadyAddresses};
+use crate::slices::{self, ReadyPods};
+use crate::split;
 
 /// Where routing objects come from decides what a backend may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,13 +36,16 @@ pub struct Objects {
     pub deployments: Vec<Arc<ModelDeployment>>,
     /// The endpoint slices of model deployments' Services.
     pub slices: Vec<Arc<EndpointSlice>>,
+    /// The revision that each pod of a model deployment is labelled with, by (namespace, name).
+    pub revisions: HashMap<(String, String), String>,
 }
 
 /// Routes by model name.
 #[derive(Debug, Default)]
 pub struct RoutingSnapshot {
     routes: HashMap<String, Arc<Route>>,
-    endpoints: HashMap<String, Arc<Endpoint>>,
+    /// By address and revision.
+    endpoints: HashMap<(String, Option<String>), Arc<Endpoint>>,
     problems: Vec<String>,
 }
 
@@ -63,7 +67,9 @@ pub struct Route {
 pub struct RouteBackend {
     /// Its name within the route.
     pub name: String,
-    /// Its share relative to the others'.
+    /// What subjects know it by; from the name.
+    pub key: u64,
+    /// Its share of the route's own split, relative to the others', with what a canary has.
     pub weight: u32,
     /// What its pods call the model; `None` where they use the name that clients send.
     pub served_model: Option<String>,
@@ -86,7 +92,7 @@ impl RoutingSnapshot {
                     ((deployment.namespace().unwrap_or_default(), deployment.name_any()), deployment)
                 })
                 .collect(),
-            addresses: slices::ready_addresses(&objects.slices),
+            pods: slices::ready_pods(&objects.slices),
             next: Self::default(),
         };
         let mut routes: Vec<_> = objects.routes.iter().collect();
@@ -132,7 +138,7 @@ struct Builder<'a> {
     objects: &'a Objects,
     previous: &'a RoutingSnapshot,
     deployments: HashMap<(String, String), &'a Arc<ModelDeployment>>,
-    addresses: ReadyAddresses,
+    pods: ReadyPods,
     next: RoutingSnapshot,
 }
 
@@ -153,10 +159,10 @@ impl Builder<'_> {
                 Ok(backend) => backends.push(backend),
                 // The backend stays, without endpoints: its weight still says what the route's author wanted.
                 Err(problem) => {
-                    let name = backend.name.clone();
                     self.next.problems.push(format!("ModelRoute {id}: spec.backends[{index}].{problem}"));
                     backends.push(RouteBackend {
-                        name,
+                        key: split::key_of(&backend.name),
+                        name: backend.name.clone(),
                         weight,
                         served_model: None,
                         revision: None,
@@ -177,14 +183,15 @@ impl Builder<'_> {
 
     fn backend(&mut self, namespace: &str, backend: &Backend, weight: u32) -> Result<RouteBackend, String> {
         let name = backend.name.clone();
+        let key = split::key_of(&name);
         match (self.objects.origin, &backend.model_deployment, backend.endpoints.as_slice()) {
             (Origin::Cluster, _, [_, ..]) => {
                 Err("endpoints: addresses are refused in a cluster; name a modelDeployment instead".to_owned())
             }
             (Origin::Cluster, None, []) => Err("modelDeployment: missing; name a ModelDeployment".to_owned()),
             (Origin::Cluster, Some(deployment), []) => {
-                let key = (namespace.to_owned(), deployment.clone());
-                let Some(object) = self.deployments.get(&key).copied() else {
+                let of_deployment = (namespace.to_owned(), deployment.clone());
+                let Some(object) = self.deployments.get(&of_deployment).copied() else {
                     return Err(format!(
                         "modelDeployment: there is no ModelDeployment {namespace}/{deployment}; create it or correct the name"
                     ));
@@ -197,48 +204,55 @@ impl Builder<'_> {
                          spec.adapters or correct the name"
                     ));
                 }
-                let bases: Vec<String> = self
-                    .addresses
-                    .get(&key)
-                    .map(|addresses| addresses.iter().map(|address| format!("http://{address}")).collect())
-                    .unwrap_or_default();
-                let endpoints = self.endpoints(&bases)?;
                 let revision = settled_revision(object);
+                let pods = self.pods.get(&of_deployment).map(Vec::as_slice).unwrap_or_default();
+                let bases: Vec<(String, Option<String>)> = pods
+                    .iter()
+                    .map(|pod| {
+                        let label = pod.name.as_ref().and_then(|pod| {
+                            self.objects.revisions.get(&(namespace.to_owned(), pod.clone()))
+                        });
+                        (format!("http://{}", pod.address), label.or(revision.as_ref()).cloned())
+                    })
+                    .collect();
+                let endpoints = self.endpoints(&bases)?;
                 let served_model = Some(backend.adapter.as_ref().unwrap_or(deployment).clone());
-                Ok(RouteBackend { name, weight, served_model, revision, endpoints })
+                Ok(RouteBackend { name, key, weight, served_model, revision, endpoints })
             }
             (Origin::Manifests, _, []) => {
                 Err("endpoints: missing; without Kubernetes a backend lists addresses, such as [\"http://127.0.0.1:8001\"]"
                     .to_owned())
             }
             (Origin::Manifests, served, bases) => {
-                let endpoints = self.endpoints(bases)?;
+                let bases: Vec<_> = bases.iter().map(|base| (base.clone(), None)).collect();
+                let endpoints = self.endpoints(&bases)?;
                 let served_model = backend.adapter.as_ref().or(served.as_ref()).cloned();
-                Ok(RouteBackend { name, weight, served_model, revision: None, endpoints })
+                Ok(RouteBackend { name, key, weight, served_model, revision: None, endpoints })
             }
         }
     }
 
-    fn endpoints(&mut self, bases: &[String]) -> Result<Vec<Arc<Endpoint>>, String> {
+    /// Endpoints at base URLs, of the revisions where known.
+    fn endpoints(&mut self, bases: &[(String, Option<String>)]) -> Result<Vec<Arc<Endpoint>>, String> {
         let mut seen = HashSet::new();
         let mut endpoints = Vec::with_capacity(bases.len());
-        for (index, base) in bases.iter().enumerate() {
+        for (index, (base, revision)) in bases.iter().enumerate() {
             let parsed = Endpoint::parse(base).map_err(|problem| format!("endpoints[{index}]: {problem}"))?;
-            let address = parsed.address();
-            if !seen.insert(address.clone()) {
+            let key = (parsed.address(), revision.clone());
+            if !seen.insert(key.0.clone()) {
                 continue;
             }
-            let known = self.next.endpoints.get(&address).or_else(|| self.previous.endpoints.get(&address));
-            let endpoint = known.cloned().unwrap_or_else(|| Arc::new(parsed));
-            self.next.endpoints.insert(address, Arc::clone(&endpoint));
+            let known = self.next.endpoints.get(&key).or_else(|| self.previous.endpoints.get(&key));
+            let endpoint = known.cloned().unwrap_or_else(|| Arc::new(parsed.at_revision(revision.clone())));
+            self.next.endpoints.insert(key, Arc::clone(&endpoint));
             endpoints.push(endpoint);
         }
         Ok(endpoints)
     }
 }
 
-/// The revision that every pod of a deployment serves. During a roll-out pods of two revisions answer side by side and an
-/// EndpointSlice does not say which is which, so then it is not known.
+/// The revision that every pod of a deployment serves, when its status is sure of it. During a roll-out pods of two revisions
+/// answer side by side; then only each pod's own label says which is which.
 fn settled_revision(deployment: &ModelDeployment) -> Option<String> {
     let status = deployment.status.as_ref()?;
     let current = status.observed_generation == deployment.metadata.generation;

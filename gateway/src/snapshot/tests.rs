@@ -34,7 +34,7 @@ fn cluster(
     deployments: Vec<Arc<ModelDeployment>>,
     slices: Vec<Arc<EndpointSlice>>,
 ) -> Objects {
-    Objects { origin: Origin::Cluster, routes, deployments, slices }
+    Objects { origin: Origin::Cluster, routes, deployments, slices, revisions: HashMap::new() }
 }
 
 fn build(objects: &Objects) -> RoutingSnapshot {
@@ -189,4 +189,37 @@ fn the_revision_is_told_only_when_every_pod_serves_it() {
     assert_eq!(revision(status(2, "False")), None, "rolling out");
     assert_eq!(revision(status(1, "True")), None, "the status speaks of an older spec");
     assert_eq!(revision(json!({})), None);
+}
+
+#[test]
+fn while_pods_are_replaced_each_is_of_the_revision_on_its_label() {
+    let spec = json!({"backends": [{"name": "v1", "modelDeployment": "llama"}]});
+    let mut slice = (*slice("a", "llama", &["10.0.0.1", "10.0.0.2", "10.0.0.3"])).clone();
+    for (endpoint, pod) in slice.endpoints.iter_mut().flatten().zip(["old", "new", "unknown"]) {
+        endpoint.target_ref =
+            serde_json::from_value(json!({"kind": "Pod", "name": pod})).expect("a reference");
+    }
+    let mut objects = cluster(
+        vec![route("a", "chat", T1, spec)],
+        vec![deployment("a", "llama", json!({}))],
+        vec![Arc::new(slice)],
+    );
+    let key = |pod: &str| ("a".to_owned(), pod.to_owned());
+    objects.revisions = HashMap::from([(key("old"), "r1".to_owned()), (key("new"), "r2".to_owned())]);
+    let first = build(&objects);
+    let backend = |snapshot: &RoutingSnapshot| {
+        let endpoints = snapshot.route("chat").expect("a route").backends[0].endpoints.clone();
+        endpoints.into_iter().map(|it| (it.address(), it)).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let revisions: Vec<_> = backend(&first).values().map(|it| it.revision().map(str::to_owned)).collect();
+    assert_eq!(revisions, [Some("r1".to_owned()), Some("r2".to_owned()), None]);
+
+    // Another pod has got the address of one that is gone: it is another endpoint, with nothing of the other's record.
+    let running = backend(&first)["10.0.0.1:8000"].begin();
+    let same = RoutingSnapshot::build(&objects, &first);
+    assert_eq!(backend(&same)["10.0.0.1:8000"].in_flight(), 1);
+    objects.revisions.insert(key("old"), "r2".to_owned());
+    let next = RoutingSnapshot::build(&objects, &same);
+    assert_eq!(backend(&next)["10.0.0.1:8000"].in_flight(), 0);
+    assert_eq!(running.endpoint().revision(), Some("r1"));
 }

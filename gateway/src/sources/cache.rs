@@ -19,6 +19,8 @@ pub struct Cache<K> {
     current: HashMap<Key, Arc<K>>,
     listing: Option<HashMap<Key, Arc<K>>>,
     synced: bool,
+    /// Whether a newer form of an object is the same for our purposes.
+    same: fn(&K, &K) -> bool,
 }
 
 /// What an event did.
@@ -32,7 +34,14 @@ pub struct Applied {
 
 impl<K> Default for Cache<K> {
     fn default() -> Self {
-        Self { current: HashMap::new(), listing: None, synced: false }
+        Self::new(|_, _| false)
+    }
+}
+
+impl<K> Cache<K> {
+    /// An empty one; a newer form of an object that is the `same` is no change.
+    pub fn new(same: fn(&K, &K) -> bool) -> Self {
+        Self { current: HashMap::new(), listing: None, synced: false, same }
     }
 }
 
@@ -52,7 +61,14 @@ impl<K: Resource + Clone> Cache<K> {
                 self.synced = true;
                 Applied { changed: true, unreadable: None }
             }
-            Event::Apply(object) => Applied { unreadable: self.insert(object), changed: true },
+            Event::Apply(object) => {
+                let before = self.current.get(&key(&object)).cloned();
+                let unreadable = self.insert(object);
+                let after = before.as_ref().and_then(|before| self.current.get(&key(&**before)));
+                let same =
+                    before.as_ref().zip(after).is_some_and(|(before, after)| (self.same)(before, after));
+                Applied { unreadable, changed: !same }
+            }
             Event::Delete(object) => {
                 self.current.remove(&key(&object));
                 Applied { changed: true, unreadable: None }
@@ -89,7 +105,7 @@ impl<K: Resource + Clone> Cache<K> {
     }
 }
 
-fn key<K: Resource>(object: &DeserializeGuard<K>) -> Key {
+fn key<K: Resource>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.meta().name.clone().unwrap_or_default())
 }
 
@@ -140,6 +156,16 @@ mod tests {
         assert!(cache.objects()[0].metadata.managed_fields.is_none());
         cache.apply(Event::Delete(route("a", json!("uno"))));
         assert!(cache.objects().is_empty());
+    }
+
+    #[test]
+    fn what_is_the_same_is_no_change() {
+        let mut cache = Cache::new(|one: &ModelRoute, other| one.spec == other.spec);
+        cache.apply(Event::Init);
+        cache.apply(Event::InitDone);
+        assert!(cache.apply(Event::Apply(route("a", json!("one")))).changed);
+        assert!(!cache.apply(Event::Apply(route("a", json!("one")))).changed);
+        assert!(cache.apply(Event::Apply(route("a", json!("uno")))).changed);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Routes from the Kubernetes API: watches ModelRoutes, ModelDeployments and their EndpointSlices.
+//! Routes from the Kubernetes API: watches ModelRoutes, ModelDeployments, their EndpointSlices, and of their pods the metadata,
+//! whose label says which revision each serves.
 //!
 //! A change is in force as soon as the watch tells of it, changes that come together in one rebuild. When the API server
 //! goes away the last snapshot stays in force; the watches come back by themselves. Writes nothing.
@@ -8,16 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use fairlead_crds::MODEL_DEPLOYMENT_LABEL;
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
+use fairlead_crds::{MODEL_DEPLOYMENT_LABEL, REVISION_LABEL};
 use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -77,17 +79,35 @@ impl<K: Resource<DynamicType = ()> + Clone> Watched<K> {
     }
 }
 
-#[derive(Debug, Default)]
+type PodMeta = PartialObjectMeta<Pod>;
+
+#[derive(Debug)]
 struct Caches {
     routes: Watched<ModelRoute>,
     deployments: Watched<ModelDeployment>,
     slices: Watched<EndpointSlice>,
+    pods: Watched<PodMeta>,
     changed: Notify,
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        // A pod changes often in ways that are of no interest here.
+        let same = |one: &PodMeta, other: &PodMeta| one.metadata.labels == other.metadata.labels;
+        Self {
+            routes: Watched::default(),
+            deployments: Watched::default(),
+            slices: Watched::default(),
+            pods: Watched { cache: Mutex::new(Cache::new(same)), error: Mutex::default() },
+            changed: Notify::new(),
+        }
+    }
 }
 
 impl Caches {
     fn objects(&self) -> Result<Objects, String> {
-        let missing = [self.routes.missing(), self.deployments.missing(), self.slices.missing()];
+        let missing =
+            [self.routes.missing(), self.deployments.missing(), self.slices.missing(), self.pods.missing()];
         let missing: Vec<String> = missing.into_iter().flatten().collect();
         if !missing.is_empty() {
             return Err(format!("waiting for the Kubernetes API to list {}", missing.join(", ")));
@@ -97,8 +117,15 @@ impl Caches {
             routes: self.routes.cache().objects(),
             deployments: self.deployments.cache().objects(),
             slices: self.slices.cache().objects(),
+            revisions: self.pods.cache().objects().iter().filter_map(|pod| revision(pod)).collect(),
         })
     }
+}
+
+/// The revision on a pod's label.
+fn revision(pod: &PodMeta) -> Option<((String, String), String)> {
+    let revision = pod.labels().get(REVISION_LABEL)?.clone();
+    Some(((pod.namespace().unwrap_or_default(), pod.name_any()), revision))
 }
 
 /// Follows the API and publishes a snapshot on every change, until told to stop.
@@ -132,9 +159,16 @@ pub async fn follow(
     ));
     watches.spawn(watch(
         api(&client, namespace),
-        labelled,
+        labelled.clone(),
         Arc::clone(&caches),
         |c: &Caches| &c.slices,
+        Arc::clone(&metrics),
+    ));
+    watches.spawn(watch(
+        api(&client, namespace),
+        labelled,
+        Arc::clone(&caches),
+        |c: &Caches| &c.pods,
         metrics,
     ));
     loop {

@@ -141,8 +141,13 @@ fn read(dir: &Path) -> Result<Files, ManifestError> {
 
 /// Reads the objects in these files. Strict: an unknown kind or field is an error.
 fn parse(files: &[(String, String)]) -> Result<Objects, ManifestError> {
-    let mut objects =
-        Objects { origin: Origin::Manifests, routes: vec![], deployments: vec![], slices: vec![] };
+    let mut objects = Objects {
+        origin: Origin::Manifests,
+        routes: vec![],
+        deployments: vec![],
+        slices: vec![],
+        revisions: std::collections::HashMap::new(),
+    };
     for (file, text) in files {
         for (index, document) in documents(text).into_iter().enumerate() {
             document_into(&document, &mut objects).map_err(|problem| ManifestError {

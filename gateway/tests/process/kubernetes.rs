@@ -160,7 +160,7 @@ async fn without_an_api_server_the_last_routes_stay_and_changes_are_caught_up_wi
     // watches are back.
     let resumed = || async {
         let requests = api.requests();
-        requests.iter().filter(|request| request.contains("watch=true")).count() >= 6
+        requests.iter().filter(|request| request.contains("watch=true")).count() >= 8
     };
     eventually("the watches come back", resumed).await;
     api.apply("modelroutes", route("r", T1, backend("llama-v2")));
