@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 CARGO := . scripts/env.sh && cargo
 E2E := . scripts/env.sh && target/release/fairlead-e2e
 
-.PHONY: help quickstart test test-unit test-e2e build verify fuzz bench-engine bench-rollout generate cluster-up cluster-down images install
+.PHONY: help quickstart test test-unit test-e2e build verify fuzz bench-engine bench-gateway bench-rollout generate cluster-up cluster-down images install
 
 help: ## Show this list
 	grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -82,3 +82,10 @@ bench-engine: setup ## Measure our engine beside transformers and llama.cpp on t
 	# llama.cpp is compiled for this processor, which takes some minutes the first time.
 	python="$$(scripts/setup.sh python bench/engine/requirements.txt bench-engine)/bin/python"
 	"$$python" bench/engine/bench.py target/release/fairlead-inference "$$FAIRLEAD_CACHE/bench" docs/benchmarks/engine.json
+
+bench-gateway: setup ## Measure our gateway beside nginx, sglang-router and LiteLLM; QUICK=1 for a first look
+	$(CARGO) build --release --package fairlead-gateway --package fairlead-bench-load --bins
+	. scripts/env.sh
+	nginx="$$(scripts/setup.sh nginx)"
+	python="$$(scripts/setup.sh python bench/gateway/requirements.txt bench-gateway)/bin/python"
+	"$$python" bench/gateway/bench.py target/release/fairlead-gateway target/release/fairlead-bench-load "$$nginx" docs/benchmarks/gateway.json

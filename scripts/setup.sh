@@ -2,6 +2,7 @@
 # Installs what a build needs and this machine lacks. Safe to repeat; a second run takes about a second.
 #   scripts/setup.sh build                       compilers and libtorch
 #   scripts/setup.sh minilm                      the model all-MiniLM-L6-v2, for tests; prints its folder
+#   scripts/setup.sh nginx                       nginx and wrk, for the gateway's benchmark; prints nginx's path
 #   scripts/setup.sh python REQUIREMENTS NAME    a virtual environment with these requirements; prints its path
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -71,6 +72,23 @@ minilm() {
   printf '%s\n' "$FAIRLEAD_MINILM"
 }
 
+# nginx is unpacked and not installed: Debian's package, once installed, starts a server on port 80.
+nginx() {
+  local folder="$FAIRLEAD_CACHE/nginx"
+  command -v dpkg-query >/dev/null || die "nginx and wrk come from Debian, and this is another system."
+  debian_packages wrk
+  if [ ! -f "$folder/.complete" ]; then
+    say "Downloading nginx"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    (cd "$folder" && apt-get download -qq -o APT::Sandbox::User=root nginx >&2)
+    dpkg-deb -x "$folder"/nginx_*.deb "$folder"
+    ! ldd "$folder/usr/sbin/nginx" | grep -F 'not found' >&2 || die "nginx lacks these libraries; install them and run this again."
+    touch "$folder/.complete"
+  fi
+  printf '%s\n' "$folder/usr/sbin/nginx"
+}
+
 # One environment for each requirements file, named by the file's hash: a changed pin makes a new one.
 python_environment() {
   local requirements="$1" name="$2" hash venv
@@ -89,6 +107,7 @@ python_environment() {
 case "${1:-}" in
   build) build ;;
   minilm) minilm ;;
+  nginx) nginx ;;
   python) python_environment "$2" "$3" ;;
-  *) die "usage: scripts/setup.sh build | minilm | python REQUIREMENTS NAME" ;;
+  *) die "usage: scripts/setup.sh build | minilm | nginx | python REQUIREMENTS NAME" ;;
 esac

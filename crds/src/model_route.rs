@@ -4,6 +4,7 @@
 #![allow(clippy::duplicated_attributes)]
 
 pub mod canary;
+pub mod endpoint_policy;
 mod weights;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::validation::rule;
 use canary::{Canary, RolloutRequest, RolloutStatus};
+use endpoint_policy::EndpointPolicy;
 
 /// A public model name and where its traffic goes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -105,6 +107,9 @@ pub struct ModelRouteSpec {
     /// A backend that takes over step by step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
+    /// Which pod of a backend gets a request. Default: one that has the beginning of its prompt in the KV cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint_policy: Option<EndpointPolicy>,
 }
 
 /// One place that requests can go.

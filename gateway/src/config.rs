@@ -59,6 +59,10 @@ pub struct ServeConfig {
     #[arg(long, env = "FAIRLEAD_MAX_HELD_BYTES", value_name = "BYTES", default_value = "256Mi", value_parser = parse_bytes)]
     pub max_held_bytes: usize,
 
+    /// Memory for what the pods have been sent, to find one that has the beginning of a prompt; taken as it is needed.
+    #[arg(long, env = "FAIRLEAD_PREFIX_INDEX_BYTES", value_name = "BYTES", default_value = "32Mi", value_parser = parse_bytes)]
+    pub prefix_index_bytes: usize,
+
     /// Most requests at a time; more are answered with 503 and Retry-After.
     #[arg(long, env = "FAIRLEAD_MAX_IN_FLIGHT", value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_in_flight: u32,

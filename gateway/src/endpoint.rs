@@ -4,17 +4,29 @@
 //! is of one revision: a pod of another revision at the same address is another endpoint, which inherits nothing.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ejection::{Ejection, EjectionRules, Failure};
 
+fn next_id() -> u32 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    // After four billion endpoints a number is used again; the first has been forgotten by then.
+    match LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1) {
+        0 => LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
+        id => id,
+    }
+}
+
 /// One place that answers requests.
 pub struct Endpoint {
+    id: u32,
+    key: u64,
     authority: Authority,
     prefix: String,
     revision: Option<String>,
@@ -44,7 +56,10 @@ impl Endpoint {
         let prefix = uri.path().trim_end_matches('/');
         // The OpenAI convention is a base URL that ends in /v1, and that is what people paste.
         let prefix = prefix.strip_suffix("/v1").unwrap_or(prefix).to_owned();
+        let key = xxh3_64(format!("{authority}{prefix}").as_bytes());
         Ok(Self {
+            id: next_id(),
+            key,
             authority,
             prefix,
             revision: None,
@@ -62,6 +77,16 @@ impl Endpoint {
     /// The revision that it serves, where known. Caches of what it has seen belong to that revision.
     pub fn revision(&self) -> Option<&str> {
         self.revision.as_deref()
+    }
+
+    /// Tells it from all others of this process, also from an earlier one at the same address. Never 0.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// A hash of its address, the same in every gateway.
+    pub fn key(&self) -> u64 {
+        self.key
     }
 
     /// What tells this endpoint from others: host, port and path.

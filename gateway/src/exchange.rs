@@ -32,6 +32,8 @@ pub struct Exchange {
     pub diverted_from: Option<String>,
     /// The endpoint of the newest attempt.
     pub endpoint: Option<String>,
+    /// Why that endpoint and no other of the backend.
+    pub endpoint_choice: Option<&'static str>,
     /// Revision of the backend, where known.
     pub revision: Option<String>,
     /// Attempts made.
@@ -59,6 +61,7 @@ impl Exchange {
             subject: None,
             diverted_from: None,
             endpoint: None,
+            endpoint_choice: None,
             revision: None,
             attempts: 0,
             slot: None,

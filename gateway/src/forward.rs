@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use fairlead_openai::ApiError;
 use http::response::Parts;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response};
 
 use crate::body::{self, GatewayBody};
 use crate::decide::decide;
@@ -34,6 +34,7 @@ pub async fn forward(
     let mut headers = headers::for_pod(client);
     headers::set(&mut headers, headers::MODEL, &request.model);
     headers::set(&mut headers, headers::REQUEST_ID, &exchange.id);
+    let ask = request.ask(client);
     let mut selection: Option<Selection> = None;
     let mut last: Option<AttemptError> = None;
     for attempt in 1..=gateway.max_attempts {
@@ -50,7 +51,7 @@ pub async fn forward(
             exchange.subject = selection.decision().subject;
             exchange.decision = Some(selection.decision().clone());
         }
-        let choice = selection.next(route, &*gateway.policy, Instant::now(), &mut rand::rng());
+        let choice = selection.next(route, &gateway.policies, &ask, Instant::now(), &mut rand::rng());
         let choice = match choice {
             Ok(choice) => choice,
             Err(reason) if last.is_none() => return unavailable(route, reason, exchange),
@@ -64,6 +65,7 @@ pub async fn forward(
         exchange.backend = Some(backend.name.clone());
         exchange.diverted_from = selection.intended().filter(|name| *name != backend.name).map(str::to_owned);
         exchange.endpoint = Some(choice.endpoint.address());
+        exchange.endpoint_choice = Some(choice.verdict.why.word());
         exchange.revision = choice.endpoint.revision().map(str::to_owned);
         let in_flight = choice.endpoint.begin();
         let uri = match choice.endpoint.uri(request.api.path()) {
@@ -174,6 +176,9 @@ fn explain(headers: &mut HeaderMap, exchange: &Exchange) {
         if let Some(fact) = fact {
             headers::set(headers, name, fact);
         }
+    }
+    if let Some(word) = exchange.endpoint_choice {
+        headers.insert(headers::ENDPOINT_CHOICE, HeaderValue::from_static(word));
     }
     if let (Some(revision), false) = (&exchange.revision, headers.contains_key(&headers::REVISION)) {
         headers::set(headers, headers::REVISION, revision);

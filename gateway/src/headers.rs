@@ -17,6 +17,8 @@ pub const BACKEND: HeaderName = HeaderName::from_static("x-fairlead-backend");
 pub const DIVERTED_FROM: HeaderName = HeaderName::from_static("x-fairlead-diverted-from");
 /// To the client: the pod that answered.
 pub const ENDPOINT: HeaderName = HeaderName::from_static("x-fairlead-endpoint");
+/// To the client: why that pod and no other of the backend.
+pub const ENDPOINT_CHOICE: HeaderName = HeaderName::from_static("x-fairlead-endpoint-choice");
 /// To the client: the revision of the ModelDeployment that answered, where known.
 pub const REVISION: HeaderName = HeaderName::from_static("x-fairlead-revision");
 

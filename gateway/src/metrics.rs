@@ -10,6 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::policy::Why;
+
 /// Which API a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Api {
@@ -109,6 +111,11 @@ struct RetryLabels {
     reason: RetryReason,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ChoiceLabels {
+    reason: Why,
+}
+
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -122,6 +129,9 @@ pub struct Metrics {
     retries_denied: Counter,
     ejections: Counter,
     diverted: Counter,
+    endpoint_choices: Family<ChoiceLabels, Counter>,
+    prefix_looked_up: Counter,
+    prefix_matched: Counter,
     snapshot_age: Gauge<f64, std::sync::atomic::AtomicU64>,
     snapshot_builds: Counter,
     snapshot_problems: Gauge,
@@ -151,6 +161,9 @@ impl Default for Metrics {
             retries_denied: Counter::default(),
             ejections: Counter::default(),
             diverted: Counter::default(),
+            endpoint_choices: Family::default(),
+            prefix_looked_up: Counter::default(),
+            prefix_matched: Counter::default(),
             snapshot_age: Gauge::default(),
             snapshot_builds: Counter::default(),
             snapshot_problems: Gauge::default(),
@@ -183,6 +196,15 @@ impl Metrics {
         r.register("ejections", "Endpoints left alone for a while after failures", self.ejections.clone());
         let help = "Requests answered by another backend than the weights had chosen, because that one had no endpoint";
         r.register("diverted", help, self.diverted.clone());
+        r.register(
+            "endpoint_choices",
+            "Choices of an endpoint, by what decided",
+            self.endpoint_choices.clone(),
+        );
+        let help = "Bytes of the prompts for which an endpoint that has their beginning was looked for";
+        r.register_with_unit("prefix_lookup", help, Unit::Bytes, self.prefix_looked_up.clone());
+        let help = "Bytes of those that the chosen endpoints are believed to have in their KV caches";
+        r.register_with_unit("prefix_match", help, Unit::Bytes, self.prefix_matched.clone());
         let help = "Age of the routing snapshot in force";
         r.register_with_unit("snapshot_age", help, Unit::Seconds, self.snapshot_age.clone());
         r.register("snapshot_builds", "Routing snapshots built", self.snapshot_builds.clone());
@@ -252,6 +274,15 @@ impl Metrics {
     /// A request went to another backend than the weights had chosen.
     pub fn diverted(&self) {
         self.diverted.inc();
+    }
+
+    /// An endpoint was chosen for a prompt of so many bytes, of which it has `matched`.
+    pub fn endpoint_chosen(&self, reason: Why, prompt: usize, matched: usize) {
+        self.endpoint_choices.get_or_create(&ChoiceLabels { reason }).inc();
+        if matches!(reason, Why::PrefixMatch | Why::PrefixOverruled | Why::NoPrefixMatch) {
+            self.prefix_looked_up.inc_by(prompt as u64);
+            self.prefix_matched.inc_by(matched as u64);
+        }
     }
 
     /// A snapshot came into force.

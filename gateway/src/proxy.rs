@@ -19,8 +19,7 @@ use crate::forward::{forward, refuse};
 use crate::headers::{self, request_id};
 use crate::held::HeldBudget;
 use crate::metrics::{Api, Metrics, Outcome};
-use crate::policy::EndpointPolicy;
-use crate::policy::least_load::LeastLoad;
+use crate::policy::Policies;
 use crate::request::InferenceRequest;
 use crate::retry::RetryBudget;
 use crate::routing::Routing;
@@ -38,7 +37,7 @@ pub struct Gateway {
     /// What to route by.
     pub routing: Arc<Routing>,
     /// How an endpoint is chosen.
-    pub policy: Box<dyn EndpointPolicy>,
+    pub policies: Policies,
     /// Connections to pods.
     pub upstream: Upstream,
     /// How much may be repeated.
@@ -60,7 +59,7 @@ impl Gateway {
         let held = HeldBudget::new(config.max_held_bytes);
         Self {
             routing,
-            policy: Box::new(LeastLoad),
+            policies: Policies::new(config.prefix_index_bytes, Arc::clone(&metrics)),
             upstream: Upstream::new(config, held.clone()),
             budget: RetryBudget::new(Instant::now()),
             max_attempts: config.max_attempts,

@@ -9,13 +9,16 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fairlead_openai::{
-    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, RerankRequest,
-    TokenizeRequest,
+    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest,
+    GenerationOptions, RerankRequest, TokenizeRequest,
 };
+use http::HeaderMap;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::metrics::Api;
+use crate::policy::Ask;
+use crate::policy::prompt::PromptKey;
 
 /// An inference request whose fields are valid.
 #[derive(Debug)]
@@ -26,6 +29,9 @@ pub struct InferenceRequest {
     pub model: String,
     /// Whether it asks for server-sent events.
     pub stream: bool,
+    prompt: PromptKey,
+    salt: Option<String>,
+    user: Option<String>,
     body: Bytes,
     model_span: Range<usize>,
 }
@@ -36,23 +42,30 @@ impl InferenceRequest {
     /// # Errors
     /// 400 naming the field and the remedy.
     pub fn parse(api: Api, body: Bytes) -> Result<Self, ApiError> {
-        let (model, stream) = match api {
+        let whole = |model: String| (model, PromptKey::default(), GenerationOptions::default());
+        let (model, prompt, options) = match api {
             Api::Completions => {
                 let request = CompletionRequest::from_slice(&body)?;
-                (request.model, request.options.stream)
+                (request.model, PromptKey::of_completion(&request.prompts), request.options)
             }
-            Api::Tokenize => (TokenizeRequest::from_slice(&body)?.model, false),
-            Api::Detokenize => (DetokenizeRequest::from_slice(&body)?.model, false),
-            // Both are answered whole.
-            Api::Embeddings => (EmbeddingRequest::from_slice(&body)?.model, false),
-            Api::Rerank => (RerankRequest::from_slice(&body)?.model, false),
+            Api::Tokenize => whole(TokenizeRequest::from_slice(&body)?.model),
+            Api::Detokenize => whole(DetokenizeRequest::from_slice(&body)?.model),
+            // Both are answered whole, and encoders keep nothing of a text.
+            Api::Embeddings => whole(EmbeddingRequest::from_slice(&body)?.model),
+            Api::Rerank => whole(RerankRequest::from_slice(&body)?.model),
             _ => {
                 let request = ChatCompletionRequest::from_slice(&body)?;
-                (request.model, request.options.stream)
+                (request.model, PromptKey::of_chat(&request.prompt), request.options)
             }
         };
         let model_span = model_span(&body)?;
-        Ok(Self { api, model, stream, body, model_span })
+        let GenerationOptions { stream, cache_salt: salt, user, .. } = options;
+        Ok(Self { api, model, stream, prompt, salt, user, body, model_span })
+    }
+
+    /// What of the request the choice of an endpoint may depend on.
+    pub fn ask<'a>(&'a self, headers: &'a HeaderMap) -> Ask<'a> {
+        Ask { prompt: &self.prompt, salt: self.salt.as_deref(), user: self.user.as_deref(), headers }
     }
 
     /// The body with another model name, or as it is.
@@ -236,6 +249,7 @@ mod tests {
             object.insert("model".into(), json!(public));
             let body = Bytes::from(Value::Object(object.clone()).to_string());
             let request = InferenceRequest { api: Api::ChatCompletions, model: public, stream: false,
+                prompt: PromptKey::default(), salt: None, user: None,
                 model_span: model_span(&body).expect("a span"), body };
             object.insert("model".into(), json!(served));
             // Compared as text: byte for byte, not merely equal in value.

@@ -14,7 +14,7 @@ use rand::Rng;
 
 use crate::decide::Decision;
 use crate::endpoint::Endpoint;
-use crate::policy::EndpointPolicy;
+use crate::policy::{Ask, Policies, Target, Verdict};
 use crate::snapshot::{Route, RouteBackend};
 use crate::split;
 
@@ -36,6 +36,8 @@ pub struct Choice<'a> {
     pub endpoint: Arc<Endpoint>,
     /// Whether this request has not been to that endpoint before.
     pub fresh: bool,
+    /// Why this endpoint and no other of the backend.
+    pub verdict: Verdict,
 }
 
 /// One request's way through a route's backends.
@@ -102,7 +104,8 @@ impl Selection {
     pub fn next<'a>(
         &mut self,
         route: &'a Route,
-        policy: &dyn EndpointPolicy,
+        policies: &Policies,
+        ask: &Ask<'_>,
         now: Instant,
         rng: &mut dyn Rng,
     ) -> Result<Choice<'a>, Unavailable> {
@@ -126,14 +129,16 @@ impl Selection {
             let Some(index) = index else { continue };
             let backend = &route.backends[index];
             let candidates = self.of_one_revision(backend, &members[index]);
-            let Some(chosen) = policy.choose(&candidates, rng) else { continue };
-            let endpoint = Arc::clone(candidates[chosen]);
+            let Some(verdict) = policies.choose(ask, &target(route, backend), &candidates, rng) else {
+                continue;
+            };
+            let endpoint = Arc::clone(candidates[verdict.index]);
             self.tried.push(endpoint.address());
             self.began.get_or_insert_with(|| Variant {
                 backend: backend.name.clone(),
                 revision: endpoint.revision().map(str::to_owned),
             });
-            return Ok(Choice { backend, endpoint, fresh: class != Class::Tried });
+            return Ok(Choice { backend, endpoint, fresh: class != Class::Tried, verdict });
         }
         Err(Unavailable::NoEndpoint)
     }
@@ -244,13 +249,25 @@ fn sticky_revision(members: &[&Arc<Endpoint>], subject: u64) -> Option<String> {
     revisions.get(index).map(|(revision, _)| (*revision).to_owned())
 }
 
+/// A backend as endpoint policies see it.
+pub fn target<'a>(route: &'a Route, backend: &'a RouteBackend) -> Target<'a> {
+    Target {
+        route: &route.id,
+        policy: route.endpoint_policy.as_ref(),
+        backend: &backend.name,
+        served_model: backend.served_model.as_deref(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ejection::Failure;
-    use crate::policy::least_load::LeastLoad;
+    use crate::policy::prompt::PromptKey;
+    use http::HeaderMap;
     use rand::SeedableRng;
     use rand::rngs::StdRng;
+    use std::sync::LazyLock;
 
     fn backend(name: &str, weight: u32, addresses: &[&str]) -> RouteBackend {
         let endpoint = |text: &&str| {
@@ -270,7 +287,19 @@ mod tests {
     }
 
     fn route(backends: Vec<RouteBackend>) -> Route {
-        Route { id: "ns/r".to_owned(), model: "m".to_owned(), created: 0, backends }
+        Route { id: "ns/r".to_owned(), model: "m".to_owned(), created: 0, backends, endpoint_policy: None }
+    }
+
+    /// With policies that remember nothing and a prompt that is too short to tell.
+    fn pick<'a>(
+        selection: &mut Selection,
+        route: &'a Route,
+        rng: &mut dyn Rng,
+    ) -> Result<Choice<'a>, Unavailable> {
+        static POLICIES: LazyLock<Policies> = LazyLock::new(|| Policies::new(0, Arc::default()));
+        let (prompt, headers) = (PromptKey::default(), HeaderMap::new());
+        let ask = Ask { prompt: &prompt, salt: None, user: None, headers: &headers };
+        selection.next(route, &POLICIES, &ask, Instant::now(), rng)
     }
 
     fn walk(route: &Route, attempts: usize, seed: u64) -> Vec<Result<(String, bool), Unavailable>> {
@@ -278,7 +307,7 @@ mod tests {
         let mut selection = Selection::default();
         (0..attempts)
             .map(|_| {
-                let choice = selection.next(route, &LeastLoad, Instant::now(), &mut rng)?;
+                let choice = pick(&mut selection, route, &mut rng)?;
                 Ok((choice.endpoint.address(), choice.fresh))
             })
             .collect()
@@ -291,7 +320,7 @@ mod tests {
         let (mut a, mut diverted) = (0_u32, 0_u32);
         for _ in 0..10_000 {
             let mut selection = Selection::default();
-            let choice = selection.next(&route, &LeastLoad, Instant::now(), &mut rng).expect("a choice");
+            let choice = pick(&mut selection, &route, &mut rng).expect("a choice");
             assert_ne!(choice.backend.name, "gone");
             a += u32::from(choice.backend.name == "a");
             diverted += u32::from(selection.intended() != Some(choice.backend.name.as_str()));
@@ -344,13 +373,13 @@ mod tests {
         let route = route(vec![backend("a", 1, &["a"]), backend("off", 0, &["b"])]);
         let mut selection = Selection::default();
         assert!(selection.has_fresh(&route));
-        selection.next(&route, &LeastLoad, Instant::now(), &mut StdRng::seed_from_u64(0)).expect("a choice");
+        pick(&mut selection, &route, &mut StdRng::seed_from_u64(0)).expect("a choice");
         assert!(!selection.has_fresh(&route));
     }
 
     fn next(selection: &mut Selection, route: &Route, seed: u64) -> Result<String, Unavailable> {
         let mut rng = StdRng::seed_from_u64(seed);
-        selection.next(route, &LeastLoad, Instant::now(), &mut rng).map(|choice| choice.endpoint.address())
+        pick(selection, route, &mut rng).map(|choice| choice.endpoint.address())
     }
 
     #[test]
@@ -421,7 +450,7 @@ mod tests {
             let route = route(vec![backend("v1", 1, pods)]);
             let mut rng = StdRng::seed_from_u64(subject);
             let mut selection = sticky(subject);
-            let choice = selection.next(&route, &LeastLoad, Instant::now(), &mut rng).expect("a choice");
+            let choice = pick(&mut selection, &route, &mut rng).expect("a choice");
             choice.endpoint.revision().expect("known").to_owned()
         };
         for subject in 0..500 {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use fairlead_crds::condition;
 use fairlead_crds::model_deployment::ModelDeployment;
+use fairlead_crds::model_route::endpoint_policy::EndpointPolicy;
 use fairlead_crds::model_route::{Backend, ModelRoute};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
@@ -60,6 +61,8 @@ pub struct Route {
     pub created: u64,
     /// Its backends, in the route's order.
     pub backends: Vec<RouteBackend>,
+    /// How an endpoint is chosen; `None` where the route does not say.
+    pub endpoint_policy: Option<EndpointPolicy>,
 }
 
 /// One backend of a route.
@@ -178,7 +181,13 @@ impl Builder<'_> {
         }
         let created = route.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
         let created = u64::try_from(created).unwrap_or(0);
-        self.next.routes.insert(model.clone(), Arc::new(Route { id, model, created, backends }));
+        let mut endpoint_policy = route.spec.endpoint_policy.clone();
+        if let Some(Err(problem)) = endpoint_policy.as_ref().map(EndpointPolicy::check) {
+            self.next.problems.push(format!("ModelRoute {id}: {problem}"));
+            endpoint_policy = None;
+        }
+        let route = Route { id, model: model.clone(), created, backends, endpoint_policy };
+        self.next.routes.insert(model, Arc::new(route));
     }
 
     fn backend(&mut self, namespace: &str, backend: &Backend, weight: u32) -> Result<RouteBackend, String> {

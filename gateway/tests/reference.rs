@@ -11,6 +11,7 @@ use clap::CommandFactory;
 use fairlead_gateway::config::Cli;
 use fairlead_gateway::headers;
 use fairlead_gateway::metrics::{Api, Metrics, Outcome, RetryReason};
+use fairlead_gateway::policy::Why;
 
 fn reference() -> String {
     let mut text = "# fairlead-gateway serve\n\nGenerated from the program by its tests; edit `gateway/src/config.rs` and \
@@ -33,6 +34,7 @@ fn reference() -> String {
     metrics.request_started();
     metrics.request_finished(Api::ChatCompletions, 200, Outcome::Ok, Duration::ZERO, Some(Duration::ZERO));
     metrics.retried(RetryReason::Connect);
+    metrics.endpoint_chosen(Why::LeastLoad, 0, 0);
     let rendered = metrics.render(Duration::ZERO).expect("metrics");
     let field = |kind: &str, name: &str| {
         let prefix = format!("# {kind} {name} ");
@@ -54,6 +56,10 @@ fn reference() -> String {
             "The backend that the weights had chosen, when it had no endpoint and another one answered",
         ),
         (headers::ENDPOINT, "Address of the pod that answered"),
+        (
+            headers::ENDPOINT_CHOICE,
+            "What decided on that pod among the backend's: `prefix-match`, `least-load`, …",
+        ),
         (headers::REVISION, "Revision of the ModelDeployment that answered, as the pod says"),
     ] {
         writeln!(text, "| `{name}` | {meaning} |").expect("written");

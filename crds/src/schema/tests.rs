@@ -1,3 +1,5 @@
+mod endpoint_policy;
+
 use std::path::Path;
 
 use serde_json::{Value, json};

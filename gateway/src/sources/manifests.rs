@@ -272,6 +272,9 @@ fn check(route: &ModelRoute) -> Result<(), String> {
             Endpoint::parse(base).map_err(|problem| format!("{at}.endpoints[{place}]: {problem}"))?;
         }
     }
+    if let Some(policy) = &route.spec.endpoint_policy {
+        policy.check()?;
+    }
     if route.spec.canary.is_some() {
         return Err("spec.canary: the operator moves canaries, and there is none without Kubernetes; give the backends weights"
             .to_owned());
@@ -322,6 +325,11 @@ spec:
             ("endpoints: [\"http://127.0.0.1:8001\"]", "modelDeployment: x", "spec.backends[0].endpoints"),
             ("- name: v1", "- name: v1\n      weight: 0", "spec.backends: the weights sum to zero"),
             ("- name: v1", "- name: v1\n      weight: -3", "spec.backends[0].weight"),
+            (
+                "  backends:",
+                "  endpointPolicy: {kind: SessionAffinity}\n  backends:",
+                "spec.endpointPolicy.session: missing",
+            ),
             ("kind: ModelRoute", "kind: Deployment", "kind: is \"Deployment\""),
             ("fairlead.dev/v1alpha1", "fairlead.dev/v1", "apiVersion"),
             ("metadata: {name: chat}", "metadata: {}", "metadata.name"),

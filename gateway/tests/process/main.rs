@@ -4,6 +4,7 @@
 
 mod apiserver;
 mod drain;
+mod endpoint_choice;
 mod harness;
 mod kubernetes;
 mod manifests;

@@ -24,7 +24,7 @@ pub struct Routed {
 /// # Errors
 /// [`Error::Invalid`] when only a person can help, [`Error::Waiting`] while a backend with a weight is not ready.
 pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Error> {
-    let ModelRouteSpec { model: _, backends, canary } = &object.spec;
+    let ModelRouteSpec { model: _, backends, canary, endpoint_policy: _ } = &object.spec;
     check_backends(backends)?;
     let takers: Vec<&Backend> =
         object.weights().into_iter().filter(|(_, weight)| *weight > 0).map(|(backend, _)| backend).collect();
