@@ -64,7 +64,7 @@ fn normal(rng: &mut StdRng) -> f64 {
 }
 
 fn gate(metric: Metric, quantile: f64, bound: f64) -> Gate {
-    Gate { metric, quantile, bound: Bound::MaxRegression(bound) }
+    Gate { metric, quantile, bound: Bound::MaxRegression(bound), of: None }
 }
 
 /// The bounds are those that identical versions lie on exactly, which is where a wrong rollback is likeliest.
@@ -85,6 +85,7 @@ fn plan() -> Plan {
             gate(Metric::InterTokenLatency, 0.5, 0.0),
             gate(Metric::EndToEndLatency, 0.9, 0.0),
         ],
+        progress_deadline: None,
         paused: false,
     }
 }
@@ -93,11 +94,11 @@ fn plan() -> Plan {
 fn taken_for_worse(plan: &Plan, seed: u64) -> bool {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut now = Timestamp::from_second(1_800_000_000).unwrap();
-    let mut seen = Observation { canary_ready: true, ..Observation::default() };
+    let mut seen = Observation { canary_ready: true, asked: true, ..Observation::default() };
     let mut decision = decide(Some(plan), &plan.stable, None, &seen, None, now);
     while let Some(wait) = decision.next {
         if seen.epoch != decision.state.epoch {
-            seen = Observation { canary_ready: true, epoch: decision.state.epoch, ..Observation::default() };
+            seen = Observation { epoch: decision.state.epoch, ..nothing() };
         }
         let share = f64::from(decision.state.weight) / 100.0;
         for _ in 0..(wait.as_secs_f64() * REQUESTS_PER_SECOND) as u64 {
@@ -145,7 +146,7 @@ fn main() {
     let errors = |error_rate| Version { error_rate, ..STABLE };
     let slower = |factor| Version { first_token: STABLE.first_token * factor, ..STABLE };
     let ttft = |quantile, bound| gate(Metric::TimeToFirstToken, quantile, bound);
-    let absolute = Gate { metric: Metric::ErrorRate, quantile: 0.5, bound: Bound::Max(0.01) };
+    let absolute = Gate { metric: Metric::ErrorRate, quantile: 0.5, bound: Bound::Max(0.01), of: None };
     let found = [
         detection("errors 1 % -> 2 %, maxRegression 0", gate(Metric::ErrorRate, 0.5, 0.0), errors(0.02)),
         detection("errors 1 % -> 5 %, maxRegression 0", gate(Metric::ErrorRate, 0.5, 0.0), errors(0.05)),

@@ -19,6 +19,13 @@ pub struct Tally {
     pub of: u64,
 }
 
+impl Tally {
+    /// The part with the property; `None` of none.
+    pub fn share(self) -> Option<f64> {
+        (self.of > 0).then(|| share(self.hits, self.of))
+    }
+}
+
 /// The Beta prior of proportions: little weight, most of it on small proportions, where error rates are.
 const PRIOR: (f64, f64) = (0.5, 4.0);
 /// Halvings of a bracket; a bracket of length 1 ends below 1e-15.

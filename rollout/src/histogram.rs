@@ -24,32 +24,47 @@ pub struct Histogram {
 impl Histogram {
     /// Counts one value. What is not a number is not counted; what is too small or too large is in the first or last bucket.
     pub fn add(&mut self, value: f64) {
-        if !value.is_nan() {
-            *self.counts.entry(bucket(value)).or_default() += 1;
+        self.add_many(value, 1);
+    }
+
+    /// Counts a value so many times.
+    pub fn add_many(&mut self, value: f64, times: u64) {
+        if !value.is_nan() && times > 0 {
+            let count = self.counts.entry(bucket(value)).or_default();
+            *count = count.saturating_add(times);
         }
     }
 
     /// Counts everything that `other` has counted.
     pub fn merge(&mut self, other: &Self) {
         for (bucket, count) in &other.counts {
-            *self.counts.entry(*bucket).or_default() += count;
+            let mine = self.counts.entry(*bucket).or_default();
+            *mine = mine.saturating_add(*count);
         }
-    }
-
-    /// What was counted since `earlier`; `None` where `earlier` has counted something that this has not, as after a restart.
-    pub fn since(&self, earlier: &Self) -> Option<Self> {
-        let mut counts = self.counts.clone();
-        for (bucket, count) in &earlier.counts {
-            let mine = counts.get_mut(bucket)?;
-            *mine = mine.checked_sub(*count)?;
-        }
-        counts.retain(|_, count| *count > 0);
-        Some(Self { counts })
     }
 
     /// How many values.
     pub fn count(&self) -> u64 {
-        self.counts.values().sum()
+        self.counts.values().fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// How many values are certainly `value` or more.
+    pub fn at_least(&self, value: f64) -> u64 {
+        self.buckets().filter(|(low, ..)| *low >= value).fold(0, |sum, (.., count)| sum.saturating_add(count))
+    }
+
+    /// The `p`-quantile, as exact as its bucket is narrow; infinite where it is that of requests that were never answered. `None`
+    /// without values.
+    pub fn quantile(&self, p: f64) -> Option<f64> {
+        let of = self.count();
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let rank = ((p * of as f64).ceil() as u64).clamp(1, of.max(1));
+        let mut below = 0_u64;
+        self.buckets().find_map(|(low, high, count)| {
+            below = below.saturating_add(count);
+            // The middle on the logarithmic scale; the first bucket begins at nothing.
+            (below >= rank).then(|| if low == 0.0 || high.is_infinite() { high } else { (low * high).sqrt() })
+        })
     }
 
     /// Every bucket with something in it, upwards: its lower edge, its upper edge, its count.
@@ -99,12 +114,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_since_is_the_difference() {
-        let (early, late) = (of(&[0.1, 0.2]), of(&[0.1, 0.2, 0.2, 3.0]));
-        assert_eq!(late.since(&early), Some(of(&[0.2, 3.0])));
-        assert_eq!(early.since(&late), None, "after a restart counts begin again");
-        let text = serde_json::to_string(&late).unwrap();
-        assert_eq!(serde_json::from_str::<Histogram>(&text).unwrap(), late);
+    fn quantiles_and_tails_are_read_from_buckets() {
+        let made = of(&[0.1, 0.2, 0.3, 0.4, f64::INFINITY]);
+        let near = |p: f64, value: f64| (made.quantile(p).unwrap() / value - 1.0).abs() < 0.023;
+        assert!(near(0.2, 0.1) && near(0.5, 0.3) && near(0.01, 0.1));
+        assert_eq!(made.quantile(0.99), Some(f64::INFINITY));
+        assert_eq!(Histogram::default().quantile(0.5), None);
+        assert_eq!([made.at_least(0.15), made.at_least(0.0), made.at_least(1.0)], [4, 5, 1]);
+        let text = serde_json::to_string(&made).unwrap();
+        assert_eq!(serde_json::from_str::<Histogram>(&text).unwrap(), made);
     }
 
     proptest! {

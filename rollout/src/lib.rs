@@ -4,17 +4,22 @@
 //! a clock, know Kubernetes. Called by the operator, which decides with it, and by the gateway, which counts with it.
 
 pub mod bernoulli;
+pub mod counts;
+pub mod finding;
 pub mod gate;
 pub mod histogram;
 pub mod machine;
 pub mod plan;
 pub mod quantile;
+pub mod report;
 
 pub use bernoulli::{Tally, difference, proportion};
-pub use gate::{Bound, Counts, Gate, Judgement, Metric, Verdict};
+pub use counts::Counts;
+pub use finding::Finding;
+pub use gate::{Bound, External, Gate, Judgement, Metric, Verdict};
 pub use histogram::Histogram;
-pub use machine::{Decision, Observation, Phase, Reason, Request, State, decide};
-pub use plan::{OnUndecided, Plan, Step};
+pub use machine::{Decision, Observation, Phase, Reason, Request, State, decide, due};
+pub use plan::{OnUndecided, Plan, Step, window};
 pub use quantile::{quantile, quantile_ratio};
 
 /// Where a measured value lies with all but a stated probability, whenever one looks.

@@ -4,192 +4,30 @@
 //! state in the route's status and shows it, and does as it says.
 //!
 //! Rules, whatever is seen or asked for:
-//! - a step ends only after its hold, at a look that judged every gate, and none failed;
+//! - a step ends only after its hold, at a look that judged every gate by what every gateway counted, and none failed;
 //! - the canary gets the step's weight and no more, 100 after promotion alone, 0 after a rollback;
 //! - a gate that fails is acted on while paused too: a pause keeps a canary from growing, not from being taken back;
 //! - what has ended stays so until the plan changes or a person asks to retry, and a plan that has ended once is known again.
 
+mod state;
+
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use crate::gate::{Counts, Judgement, Verdict};
-use crate::plan::{OnUndecided, Plan};
+use crate::counts::Counts;
+use crate::finding::{Finding, words};
+use crate::gate::{External, Gate, Judgement, Verdict, Window};
+use crate::plan::{OnUndecided, Plan, window};
+
+pub use state::{Action, Ended, Entry, Observation, Phase, Promotion, Reason, Request, State};
 
 /// How many entries of history, and how many ended plans, are kept.
 const KEPT: usize = 20;
+/// Characters of a detail in the history.
+const LONGEST: usize = 400;
 /// The shortest time to the next decision.
 const SOON: Duration = Duration::from_millis(100);
-
-/// Where a rollout is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Phase {
-    /// There is no canary.
-    #[default]
-    Idle,
-    /// The canary has its step's weight, and time and gates decide.
-    Progressing,
-    /// It keeps its weight and does not grow.
-    Paused,
-    /// It has all traffic.
-    Promoted,
-    /// It has none.
-    RolledBack,
-}
-
-/// Why a rollout is where it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Reason {
-    /// There is no canary in the spec.
-    #[default]
-    NoCanary,
-    /// A step has begun and lasts.
-    Holding,
-    /// The canary has no pod that serves.
-    CanaryNotReady,
-    /// A gate has fewer requests than it is judged on.
-    TooFewRequests,
-    /// A gate failed, not yet as often as the limit.
-    GateFailing,
-    /// A gate failed as often as the limit.
-    GateFailed,
-    /// The last step is over and a gate is undecided.
-    Undecided,
-    /// Every gate passed at the last step.
-    GatesPassed,
-    /// Time alone was asked for, and it is over.
-    StepsDone,
-    /// The spec says `paused`.
-    PausedInSpec,
-    /// A person asked for it.
-    Requested,
-    /// The backend was promoted by an earlier plan and stands.
-    AlreadyPromoted,
-}
-
-/// What a person asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Action {
-    /// Give the canary everything now.
-    Promote,
-    /// Take it back now.
-    Abort,
-    /// Keep it where it is.
-    Pause,
-    /// Go on.
-    Resume,
-    /// Begin again after a rollback.
-    Retry,
-}
-
-/// A person's request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Request {
-    /// Another for every request; one is acted on once.
-    pub id: String,
-    /// What is asked for.
-    pub action: Action,
-    /// Of which canary: a request that was written for one backend says nothing of the next.
-    pub canary: String,
-}
-
-/// What was seen since the last decision.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Observation {
-    /// Whether the canary has a pod that serves.
-    pub canary_ready: bool,
-    /// The epoch that the counts are of; those of another are not judged.
-    pub epoch: u64,
-    /// What gateways counted of the canary in that epoch.
-    pub canary: Counts,
-    /// The same of stable.
-    pub stable: Counts,
-}
-
-/// One line of what happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Entry {
-    /// When.
-    pub at: Timestamp,
-    /// The canary.
-    pub canary: String,
-    /// Where it was then.
-    pub phase: Phase,
-    /// And why.
-    pub reason: Reason,
-    /// Its weight in percent from then on.
-    pub weight: u32,
-}
-
-/// A plan that has ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Ended {
-    /// Its fingerprint.
-    pub fingerprint: String,
-    /// `Promoted` or `RolledBack`.
-    pub phase: Phase,
-    /// Why it ended so.
-    pub reason: Reason,
-}
-
-/// All that has to be remembered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct State {
-    /// Of the plan that the rest speaks of.
-    pub fingerprint: String,
-    /// Where it is.
-    pub phase: Phase,
-    /// Why.
-    pub reason: Reason,
-    /// The backend that is tried.
-    pub canary: String,
-    /// What it is compared with: the spec's stable backend, or the one that was promoted last.
-    pub stable: String,
-    /// Counted from zero.
-    pub step: u32,
-    /// The canary's share in percent.
-    pub weight: u32,
-    /// When the step began.
-    pub step_began: Timestamp,
-    /// Another whenever counting begins anew, with every step and every retry. Never used again.
-    pub epoch: u64,
-    /// Whether the canary has had a pod that serves in this step; the step's time counts from then.
-    pub served: bool,
-    /// When the gates were looked at last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub looked: Option<Timestamp>,
-    /// Looks in a row at which a gate failed.
-    pub failures: u32,
-    /// Whether a person asked to pause, and has not asked to go on.
-    pub paused_by_request: bool,
-    /// The last request that was acted on or refused.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub handled: Option<String>,
-    /// The last promoted backend and the stable one of the spec at that time: as long as the spec names the same, what was promoted is
-    /// what stands.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub promoted: Option<Promotion>,
-    /// What has ended, the latest last.
-    pub ended: Vec<Ended>,
-    /// What happened, the latest last.
-    pub history: Vec<Entry>,
-}
-
-/// A canary that became what stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Promotion {
-    /// The backend that was promoted.
-    pub backend: String,
-    /// The backend that the spec called stable then.
-    pub over: String,
-}
 
 /// What was decided, and what it was decided on.
 #[derive(Clone, Debug, PartialEq)]
@@ -202,6 +40,16 @@ pub struct Decision {
     pub refused: Option<String>,
     /// When to decide again at the latest.
     pub next: Option<Duration>,
+}
+
+/// Whether a decision now would look at gates, so that gateways and others have to be asked what they have seen.
+pub fn due(plan: &Plan, state: Option<&State>, now: Timestamp) -> bool {
+    let Some(state) = state.filter(|state| state.fingerprint == plan.fingerprint) else { return false };
+    let under_way = matches!(state.phase, Phase::Progressing | Phase::Paused);
+    under_way && state.served && !plan.gates.is_empty() && {
+        let (looked, began) = (state.looked.map(|it| it.min(now)), state.step_began.min(now));
+        until_look(plan, state.step, began, looked, now) <= SignedDuration::ZERO
+    }
 }
 
 /// Decides. `plan`: `None` where the spec has no canary; `stable`: what stands by the spec, as in the plan; `request`: the latest,
@@ -299,8 +147,13 @@ impl Deciding<'_> {
         state.step_began = self.now;
         state.epoch += 1;
         state.served = self.seen.canary_ready;
+        state.unready_since = None;
+        state.canary_revision.clone_from(&self.seen.canary_revision);
+        state.stable_revision.clone_from(&self.seen.stable_revision);
         state.looked = None;
         state.failures = 0;
+        state.analysis.clear();
+        state.lacking = None;
         let phase = if self.pauses(state) { Phase::Paused } else { Phase::Progressing };
         enter(state, phase, Reason::Holding, self.now);
     }
@@ -348,6 +201,15 @@ impl Deciding<'_> {
         // A clock that was set back must not make a step last for ever.
         state.step_began = state.step_began.min(self.now);
         state.looked = state.looked.map(|looked| looked.min(self.now));
+        if let Some((step, what)) = self.replaced(state) {
+            self.begin_step(state, step);
+            return note(state, what);
+        }
+        state.unready_since = (!self.seen.canary_ready)
+            .then(|| state.unready_since.map_or(self.now, |since| since.min(self.now)));
+        if self.until_deadline(state).is_some_and(|left| left <= SignedDuration::ZERO) {
+            return self.roll_back(state, Reason::NotReadyInTime);
+        }
         if !state.served {
             // The step's time begins with the first pod that serves, and what is counted with it.
             (state.step_began, state.served) = (self.now, self.seen.canary_ready);
@@ -356,21 +218,30 @@ impl Deciding<'_> {
             }
             state.epoch += 1;
         }
-        if self.until_look(state) > SignedDuration::ZERO {
+        let asked = self.seen.asked || self.plan.gates.is_empty();
+        if !asked || self.until_look(state) > SignedDuration::ZERO {
             return self.wait(state, self.holding(state));
         }
         state.looked = Some(self.now);
         self.judge(state);
         if self.any(Verdict::Fail) {
-            state.failures += 1;
+            state.failures = state.failures.saturating_add(1);
             if state.failures >= self.plan.failure_limit {
                 return self.roll_back(state, Reason::GateFailed);
             }
             return self.wait(state, Reason::GateFailing);
         }
         let held = self.until_held(state) <= SignedDuration::ZERO;
+        // What is said only when time is not what keeps the canary from growing.
+        let lacks = |reason| if held { reason } else { Reason::Holding };
+        if !self.plan.gates.is_empty() && !self.seen.unread.is_empty() {
+            return self.wait(state, lacks(Reason::GatewaysNotRead));
+        }
+        if self.any(Verdict::NotMeasured) {
+            return self.wait(state, lacks(Reason::GateNotMeasured));
+        }
         if self.any(Verdict::TooFewRequests) {
-            return self.wait(state, if held { Reason::TooFewRequests } else { Reason::Holding });
+            return self.wait(state, lacks(Reason::TooFewRequests));
         }
         state.failures = 0;
         // Whoever has lost its pods may be judged, and grows no further.
@@ -395,31 +266,52 @@ impl Deciding<'_> {
         }
     }
 
-    /// Time to the next look: an interval after the last one or after the step began, and at the end of the hold besides.
-    fn until_look(&self, state: &State) -> SignedDuration {
-        let last = state.looked.unwrap_or(state.step_began);
-        let regular = signed(self.plan.interval) - self.now.duration_since(last);
-        let held = self.until_held(state);
-        let held_at_last_look = held + self.now.duration_since(last) <= SignedDuration::ZERO;
-        if held_at_last_look { regular } else { regular.min(held) }
+    /// Whether one of the two is no longer what it was when the step began: at which step to begin again, and why.
+    fn replaced(&self, state: &mut State) -> Option<(u32, String)> {
+        let changed = |known: &mut Option<String>, seen: &Option<String>| {
+            let changed = known.is_some() && seen.is_some() && known != seen;
+            if known.is_none() {
+                known.clone_from(seen);
+            }
+            changed
+        };
+        if changed(&mut state.canary_revision, &self.seen.canary_revision) {
+            // What the earlier steps have shown was shown of another.
+            return Some((0, format!("{} was changed under way; it begins again", state.canary)));
+        }
+        changed(&mut state.stable_revision, &self.seen.stable_revision)
+            .then(|| (state.step, format!("{} was changed under way; the step begins again", state.stable)))
     }
 
-    /// Time to the end of the hold.
+    /// Time until a canary without a pod is taken back.
+    fn until_deadline(&self, state: &State) -> Option<SignedDuration> {
+        let since = state.unready_since?;
+        Some(signed(self.plan.progress_deadline?) - self.now.duration_since(since))
+    }
+
+    fn until_look(&self, state: &State) -> SignedDuration {
+        until_look(self.plan, state.step, state.step_began, state.looked, self.now)
+    }
+
     fn until_held(&self, state: &State) -> SignedDuration {
-        let hold = self.plan.step(state.step).map(|step| step.hold).unwrap_or_default();
-        signed(hold) - self.now.duration_since(state.step_began)
+        until_held(self.plan, state.step, state.step_began, self.now)
     }
 
     /// When to decide again.
     fn until_next(&self, state: &State) -> Duration {
         let look = if state.served { self.until_look(state) } else { signed(self.plan.interval) };
-        Duration::try_from(look).unwrap_or_default().max(SOON)
+        let next = self.until_deadline(state).map_or(look, |deadline| deadline.min(look));
+        Duration::try_from(next).unwrap_or_default().max(SOON)
     }
 
     /// What a rollout says that waits for its next look: what it said at the last one.
     fn holding(&self, state: &State) -> Reason {
         match state.reason {
-            said @ (Reason::TooFewRequests | Reason::GateFailing | Reason::Undecided) => said,
+            said @ (Reason::TooFewRequests
+            | Reason::GatewaysNotRead
+            | Reason::GateNotMeasured
+            | Reason::GateFailing
+            | Reason::Undecided) => said,
             _ if !self.seen.canary_ready => Reason::CanaryNotReady,
             _ => Reason::Holding,
         }
@@ -436,17 +328,33 @@ impl Deciding<'_> {
         enter(state, phase, reason, self.now);
     }
 
-    fn judge(&mut self, state: &State) {
+    fn judge(&mut self, state: &mut State) {
         let (plan, seen) = (self.plan, self.seen);
-        let alpha = plan.alpha_each();
-        let nothing = Observation::default();
+        let recent = {
+            // The older of the two stretches that gateways keep begins with the last interval but this one.
+            let number = |at| window(at, plan.interval);
+            plan.alpha_of_recent(number(self.now).saturating_sub(1).saturating_sub(number(state.step_began)))
+        };
+        let nothing = Counts::default();
         // Counts of another epoch, as after a restart, are none of this step's.
-        let seen = if seen.epoch == state.epoch { seen } else { &nothing };
-        self.judgements = plan
-            .gates
-            .iter()
-            .map(|gate| gate.judge(&seen.canary, &seen.stable, plan.min_requests, alpha))
-            .collect();
+        let of_now = |counts| if seen.epoch == state.epoch { counts } else { &nothing };
+        let judged = |(place, gate): (usize, &Gate)| {
+            if !gate.metric.is_counted() {
+                let unknown = External { verdict: Verdict::NotMeasured, ..External::default() };
+                return gate.external(seen.external.get(&place).unwrap_or(&unknown));
+            }
+            let (canary, stable) = (of_now(&seen.canary), of_now(&seen.stable));
+            let of_step = gate.judge(canary, stable, plan.min_requests, plan.alpha_of_step());
+            let (canary, stable) = (of_now(&seen.recent_canary), of_now(&seen.recent_stable));
+            let of_late = recent.map(|alpha| gate.judge(canary, stable, plan.min_recent(), alpha));
+            // What is recent can only fail: a whole step is what a canary passes by.
+            of_late
+                .filter(|late| late.verdict == Verdict::Fail && of_step.verdict != Verdict::Fail)
+                .map_or(of_step, |late| Judgement { window: Window::Recent, ..late })
+        };
+        self.judgements = plan.gates.iter().enumerate().map(judged).collect();
+        state.analysis = self.judgements.iter().map(Finding::from).collect();
+        state.lacking = (!seen.unread.is_empty()).then(|| brief(&seen.unread));
     }
 
     fn any(&self, verdict: Verdict) -> bool {
@@ -471,7 +379,54 @@ impl Deciding<'_> {
         state.ended.push(Ended { fingerprint: state.fingerprint.clone(), phase, reason });
         keep_latest(&mut state.ended);
         enter(state, phase, reason, self.now);
+        let failed = |it: &&Judgement| match reason {
+            Reason::GateFailed => it.verdict == Verdict::Fail,
+            Reason::Undecided => it.verdict == Verdict::Undecided,
+            _ => false,
+        };
+        let found: Vec<String> = self.judgements.iter().filter(failed).map(words).collect();
+        if !found.is_empty() {
+            note(state, brief(&found));
+        }
     }
+}
+
+/// Time to the next look: an interval after the last one or after the step began, and at the end of the hold besides.
+fn until_look(
+    plan: &Plan,
+    step: u32,
+    began: Timestamp,
+    looked: Option<Timestamp>,
+    now: Timestamp,
+) -> SignedDuration {
+    let last = looked.unwrap_or(began);
+    let regular = signed(plan.interval) - now.duration_since(last);
+    let held = until_held(plan, step, began, now);
+    let held_at_last_look = held + now.duration_since(last) <= SignedDuration::ZERO;
+    if held_at_last_look { regular } else { regular.min(held) }
+}
+
+/// Time to the end of the hold.
+fn until_held(plan: &Plan, step: u32, began: Timestamp, now: Timestamp) -> SignedDuration {
+    let hold = plan.step(step).map(|step| step.hold).unwrap_or_default();
+    signed(hold) - now.duration_since(began)
+}
+
+/// Adds to the history's last entry what else there is to say.
+fn note(state: &mut State, what: String) {
+    if let Some(last) = state.history.last_mut() {
+        last.detail = Some(what);
+    }
+}
+
+/// Several things in a text that a status has room for.
+fn brief(all: &[String]) -> String {
+    let mut text = all.join("; ");
+    if let Some((cut, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(cut);
+        text.push('…');
+    }
+    text
 }
 
 /// Enters a phase. A change of phase or weight is an entry of the history; another reason only changes the last one.
@@ -482,7 +437,14 @@ fn enter(state: &mut State, phase: Phase, reason: Reason, now: Timestamp) {
     match state.history.last_mut().filter(|last| same(last)) {
         Some(last) => last.reason = reason,
         None => {
-            state.history.push(Entry { at: now, canary: canary.clone(), phase, reason, weight });
+            state.history.push(Entry {
+                at: now,
+                canary: canary.clone(),
+                phase,
+                reason,
+                weight,
+                detail: None,
+            });
             keep_latest(&mut state.history);
         }
     }

@@ -19,7 +19,8 @@ fn plan(weights: &[u32]) -> Plan {
         failure_limit: 2,
         alpha: 0.05,
         on_undecided: OnUndecided::Pause,
-        gates: vec![Gate { metric: Metric::ErrorRate, quantile: 0.5, bound: Bound::Max(0.05) }],
+        gates: vec![Gate { metric: Metric::ErrorRate, quantile: 0.5, bound: Bound::Max(0.05), of: None }],
+        progress_deadline: Some(Duration::from_secs(600)),
         paused: false,
     }
 }
@@ -27,7 +28,13 @@ fn plan(weights: &[u32]) -> Plan {
 /// So many requests of the canary and of stable, and so many errors of the canary.
 fn seen(requests: u64, errors: u64) -> Observation {
     let counts = |errors| Counts { requests, errors, ..Counts::default() };
-    Observation { canary_ready: true, canary: counts(errors), stable: counts(0), epoch: 0 }
+    Observation {
+        canary_ready: true,
+        asked: true,
+        canary: counts(errors),
+        stable: counts(0),
+        ..Observation::default()
+    }
 }
 
 fn good() -> Observation {
@@ -357,6 +364,213 @@ fn the_state_is_the_same_after_it_was_written_and_read() {
     assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
 }
 
+#[test]
+fn a_canary_that_breaks_late_in_a_long_step_is_rolled_back_within_two_intervals() {
+    let mut long = plan(&[5]);
+    long.steps[0].hold = Duration::from_secs(24 * 3600);
+    let mut story = Story::of(Plan { failure_limit: 1, ..long });
+    // Ten hours of 300 requests an interval, 1 % of them failed; the whole step hides what is new.
+    let hours = 10 * 3600 / INTERVAL;
+    for n in 1..=hours {
+        let recent = Counts { requests: 600, errors: 6, ..Counts::default() };
+        story.look(&Observation { recent_canary: recent, ..seen(300 * n, 3 * n) });
+    }
+    assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 5));
+    let bad = |requests, errors| Counts { requests, errors, ..Counts::default() };
+    // A third fails from now on. First one interval of it beside a good one…
+    let first = Observation { recent_canary: bad(600, 103), ..seen(300 * (hours + 1), 3 * hours + 100) };
+    let second = Observation { recent_canary: bad(600, 200), ..seen(300 * (hours + 2), 3 * hours + 200) };
+    let whole = Gate { metric: Metric::ErrorRate, quantile: 0.5, bound: Bound::Max(0.05), of: None };
+    assert_eq!(whole.judge(&second.canary, &second.stable, 50, 0.05).verdict, Verdict::Pass);
+    if story.look(&first).phase != Phase::RolledBack {
+        story.look(&second);
+    }
+    assert_eq!(story.is(), (Phase::RolledBack, Reason::GateFailed, 0));
+    let state = story.state.unwrap();
+    assert_eq!((state.analysis[0].window, state.analysis[0].verdict), (Window::Recent, Verdict::Fail));
+    let detail = state.history.last().unwrap().detail.as_deref().unwrap();
+    assert!(
+        detail.contains("ErrorRate is 17.2 %") && detail.contains("600 requests in the last two"),
+        "{detail}"
+    );
+}
+
+#[test]
+fn recent_requests_are_judged_the_more_strictly_the_more_often_they_are_looked_at() {
+    // What is suspicious once in a step is to be expected at some look of many.
+    let odd = Counts { requests: 100, errors: 16, ..Counts::default() };
+    let phase_after = |looks: u64| {
+        let mut long = plan(&[5]);
+        long.steps[0].hold = Duration::from_secs(3_000_000);
+        let mut story = Story::of(Plan { failure_limit: 1, ..long });
+        story.seconds += INTERVAL * looks;
+        story.look(&Observation { recent_canary: odd.clone(), ..seen(1_000_000, 10_000) }).phase
+    };
+    assert_eq!([phase_after(3), phase_after(50_000)], [Phase::RolledBack, Phase::Progressing]);
+}
+
+#[test]
+fn a_gateway_that_is_not_read_keeps_a_canary_from_growing_and_not_from_being_taken_back() {
+    let unread = |seen: Observation| Observation { unread: vec!["gateway-2 does not answer".into()], ..seen };
+    let mut story = Story::of(plan(&[5, 25]));
+    (0..5).for_each(|_| drop(story.look(&unread(good()))));
+    assert_eq!(story.is(), (Phase::Progressing, Reason::GatewaysNotRead, 5));
+    assert!(story.state.as_ref().unwrap().lacking.as_ref().unwrap().contains("gateway-2"));
+    assert_eq!(story.look(&good()).weight, 25);
+    (0..2).for_each(|_| drop(story.look(&unread(bad()))));
+    assert_eq!(story.is(), (Phase::RolledBack, Reason::GateFailed, 0));
+}
+
+#[test]
+fn counts_that_a_gateway_has_lost_delay_and_decide_nothing() {
+    let mut story = Story::of(plan(&[5]));
+    story.look(&good());
+    // All gateways were restarted: a few requests, some of which failed.
+    for seen in [seen(0, 0), seen(20, 1), seen(49, 2)] {
+        story.look(&seen);
+        assert_eq!(story.is(), (Phase::Progressing, Reason::TooFewRequests, 5));
+    }
+    assert_eq!(story.look(&good()).phase, Phase::Promoted);
+}
+
+fn external(verdict: Verdict) -> Observation {
+    let found = External { verdict, canary: Some(1.0), ..External::default() };
+    Observation { external: [(1, found)].into(), ..good() }
+}
+
+#[test]
+fn what_others_judge_counts_as_much() {
+    let of_prometheus = || {
+        let mut plan = plan(&[5, 25]);
+        plan.gates.push(Gate { metric: Metric::Prometheus, quantile: 0.5, bound: Bound::Max(3.0), of: None });
+        plan
+    };
+    let mut story = Story::of(Plan { on_undecided: OnUndecided::Promote, ..of_prometheus() });
+    // No answer is no reason to go on, whatever is to be done with what is undecided.
+    (0..4).for_each(|_| drop(story.look(&good())));
+    assert_eq!(story.is(), (Phase::Progressing, Reason::GateNotMeasured, 5));
+    (0..4).for_each(|_| drop(story.look(&external(Verdict::NotMeasured))));
+    assert_eq!(story.is(), (Phase::Progressing, Reason::GateNotMeasured, 5));
+    assert_eq!(story.look(&external(Verdict::Pass)).weight, 25);
+    (0..2).for_each(|_| drop(story.look(&external(Verdict::Fail))));
+    assert_eq!(story.is(), (Phase::RolledBack, Reason::GateFailed, 0));
+    let mut story = Story::of(of_prometheus());
+    (0..4).for_each(|_| drop(story.look(&external(Verdict::Pass))));
+    assert_eq!(story.is(), (Phase::Promoted, Reason::GatesPassed, 100));
+}
+
+#[test]
+fn a_canary_that_never_serves_is_taken_back_in_the_end() {
+    let mut story =
+        Story { plan: Some(plan(&[5, 25])), stable: "v1".into(), state: None, seconds: 0, requests: 0 };
+    let absent = Observation::default();
+    story.decide(&absent, None);
+    (0..19).for_each(|_| drop(story.look(&absent)));
+    assert_eq!(story.is(), (Phase::Progressing, Reason::CanaryNotReady, 5));
+    story.look(&absent);
+    assert_eq!(story.is(), (Phase::RolledBack, Reason::NotReadyInTime, 0));
+    // Retrying gives it all the time again; without a deadline it waits for ever.
+    story.decide(&absent, Some(Action::Retry));
+    (0..19).for_each(|_| drop(story.look(&absent)));
+    assert_eq!(story.is(), (Phase::Progressing, Reason::CanaryNotReady, 5));
+    story.plan.as_mut().unwrap().progress_deadline = None;
+    (0..1000).for_each(|_| drop(story.look(&absent)));
+    assert_eq!(story.is(), (Phase::Progressing, Reason::CanaryNotReady, 5));
+}
+
+#[test]
+fn pods_that_come_back_in_time_are_forgiven() {
+    let mut story = Story::of(plan(&[5]));
+    story.plan.as_mut().unwrap().steps[0].hold = Duration::from_secs(100_000);
+    let gone = Observation { canary_ready: false, ..good() };
+    for _ in 0..5 {
+        (0..15).for_each(|_| drop(story.look(&gone)));
+        story.look(&good());
+    }
+    assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 5));
+}
+
+#[test]
+fn another_revision_under_way_begins_again() {
+    let of = |canary: &str, stable: &str| Observation {
+        canary_revision: Some(canary.into()),
+        stable_revision: Some(stable.into()),
+        ..good()
+    };
+    let mut story = Story::of(plan(&[5, 25]));
+    (0..2).for_each(|_| drop(story.look(&of("r1", "s1"))));
+    assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 25));
+    let epoch = story.look(&of("r1", "s2")).epoch;
+    assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 25), "only the step begins again");
+    assert!(story.look(&of("r2", "s2")).epoch > epoch);
+    assert_eq!(story.is(), (Phase::Progressing, Reason::Holding, 5));
+    let entry = story.state.as_ref().unwrap().history.last().cloned().unwrap();
+    assert!(entry.detail.unwrap().contains("v2 was changed under way"));
+    // What is not known, as during a roll-out, is no change.
+    story.look(&good());
+    story.look(&of("r2", "s2"));
+    assert_eq!(story.is().2, 25);
+}
+
+#[test]
+fn it_is_known_beforehand_when_gates_are_looked_at() {
+    let plan = plan(&[5, 25]);
+    let mut story = Story::of(plan.clone());
+    for seconds in [1, 29, 30, 31, 59, 60, 61, 90, 200] {
+        story.seconds = seconds;
+        let due = due(&plan, story.state.as_ref(), at(seconds));
+        let looked = !story.decide(&good(), None).judgements.is_empty();
+        assert_eq!(due, looked, "{seconds}");
+    }
+    // Without having asked nobody is judged.
+    story.seconds += 1000;
+    let before = story.state.clone();
+    let unasked = Observation { asked: false, ..bad() };
+    assert!(story.decide(&unasked, None).judgements.is_empty());
+    assert_eq!(story.state.as_ref().unwrap().looked, before.unwrap().looked);
+}
+
+#[test]
+fn reasons_of_the_future_keep_nobody_from_reading_the_weight() {
+    let mut story = Story::of(plan(&[5, 25]));
+    story.look(&bad());
+    let mut json = serde_json::to_value(story.state.unwrap()).unwrap();
+    json["reason"] = serde_json::json!("SomethingNew");
+    json["history"][0]["reason"] = serde_json::json!("SomethingNew");
+    json["analysis"][0]["verdict"] = serde_json::json!("Perhaps");
+    json["newField"] = serde_json::json!({"a": 1});
+    let state: State = serde_json::from_value(json).unwrap();
+    assert_eq!((state.weight, state.phase, state.analysis.len()), (5, Phase::Progressing, 0));
+}
+
+#[test]
+fn the_longest_state_is_far_from_what_an_api_server_takes() {
+    let gate = |n: usize| Gate {
+        metric: Metric::Evaluation,
+        quantile: 0.95,
+        bound: Bound::MaxRegression(0.123_456),
+        of: Some(format!("{:e<63}/{n}", "evaluation")),
+    };
+    let gates: Vec<Gate> = (0..10).map(gate).collect();
+    let mut story = Story::of(Plan { gates, canary: "c".repeat(63), ..plan(&[5]) });
+    for n in 0..60 {
+        let note = format!("{n} {}", "why ".repeat(60));
+        let found = External { verdict: Verdict::Fail, note: Some(note), ..External::default() };
+        let external = (0..10).map(|place| (place, found.clone())).collect();
+        let unread = (0..64).map(|n| format!("gateway-{n} does not answer")).collect();
+        (0..2).for_each(|_| {
+            drop(story.look(&Observation {
+                external: Clone::clone(&external),
+                unread: Clone::clone(&unread),
+                ..good()
+            }))
+        });
+        story.ask(Action::Retry);
+    }
+    let length = serde_json::to_string(&story.state.unwrap()).unwrap().len();
+    assert!(length < 64 * 1024, "{length}");
+}
+
 fn any_action() -> impl Strategy<Value = Option<Action>> {
     prop_oneof![
         8 => Just(None),
@@ -368,12 +582,37 @@ fn any_action() -> impl Strategy<Value = Option<Action>> {
     ]
 }
 
+fn any_verdict() -> impl Strategy<Value = Option<Verdict>> {
+    prop_oneof![
+        4 => Just(Some(Verdict::Pass)),
+        1 => Just(Some(Verdict::Fail)),
+        1 => Just(Some(Verdict::Undecided)),
+        1 => Just(Some(Verdict::NotMeasured)),
+        1 => Just(None),
+    ]
+}
+
 fn any_observation() -> impl Strategy<Value = Observation> {
-    (prop::bool::weighted(0.9), 0_u64..3000, 0.0_f64..0.3, any::<bool>()).prop_map(
-        |(canary_ready, requests, part, none)| {
+    let counted = (0_u64..3000, 0.0_f64..0.3, any::<bool>(), 0_u64..300, 0.0_f64..0.3);
+    let whether = (prop::bool::weighted(0.9), prop::bool::weighted(0.9), prop::bool::weighted(0.1));
+    (whether, counted, any_verdict(), prop::option::weighted(0.3, 0_u8..2)).prop_map(
+        |((canary_ready, asked, unread), (requests, part, none, late, part_late), verdict, revision)| {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-            let errors = if none { 0 } else { (requests as f64 * part) as u64 };
-            Observation { canary_ready, ..seen(requests, errors) }
+            let errors = |of: u64, part: f64| if none { 0 } else { (of as f64 * part) as u64 };
+            let found = verdict.map(|verdict| (1, External { verdict, ..External::default() }));
+            Observation {
+                canary_ready,
+                asked,
+                unread: if unread { vec!["gateway".into()] } else { vec![] },
+                recent_canary: Counts {
+                    requests: late,
+                    errors: errors(late, part_late),
+                    ..Counts::default()
+                },
+                external: found.into_iter().collect(),
+                canary_revision: revision.map(|revision| revision.to_string()),
+                ..seen(requests, errors(requests, part))
+            }
         },
     )
 }
@@ -381,20 +620,20 @@ fn any_observation() -> impl Strategy<Value = Observation> {
 fn any_plan() -> impl Strategy<Value = Plan> {
     let choice =
         prop_oneof![Just(OnUndecided::Pause), Just(OnUndecided::Promote), Just(OnUndecided::RollBack)];
-    (
-        prop::collection::btree_set(1_u32..100, 1..5),
-        0_u64..200,
-        choice,
-        prop::bool::weighted(0.1),
-        any::<bool>(),
-    )
-        .prop_map(|(weights, hold, on_undecided, paused, gated)| {
+    (prop::collection::btree_set(1_u32..100, 1..5), 0_u64..200, choice, prop::bool::weighted(0.1), 0_u8..3)
+        .prop_map(|(weights, hold, on_undecided, paused, gates)| {
             let mut made = plan(&weights.into_iter().collect::<Vec<_>>());
             made.steps.iter_mut().for_each(|step| step.hold = Duration::from_secs(hold));
             (made.on_undecided, made.paused) = (on_undecided, paused);
-            if !gated {
-                made.gates.clear();
+            match gates {
+                0 => made.gates.clear(),
+                1 => {
+                    let bound = Bound::Max(1.0);
+                    made.gates.push(Gate { metric: Metric::Prometheus, quantile: 0.5, bound, of: None });
+                }
+                _ => {}
             }
+            assert_eq!(made.check(), Ok(()));
             made
         })
 }
@@ -420,6 +659,7 @@ proptest! {
             let stable = plan.map_or("v1", |plan| &plan.stable);
             let decision = decide(plan, stable, state.as_ref(), &seen, request.as_ref(), at(seconds));
             let now = &decision.state;
+            let whole = seen.asked && seen.unread.is_empty();
             let Some(plan) = plan else {
                 prop_assert_eq!((now.phase, now.weight), (Phase::Idle, 0));
                 state = Some(decision.state);
@@ -436,8 +676,13 @@ proptest! {
             if let Some(before) = same {
                 let under_way = matches!(before.phase, Phase::Progressing | Phase::Paused);
                 let asked = |wanted: Action| decision.refused.is_none() && action == Some(wanted);
-                if under_way && now.step != before.step {
+                let begun_again = now.step == 0 && now.canary_revision != before.canary_revision;
+                if under_way && now.epoch == before.epoch && now.phase == Phase::Progressing {
+                    prop_assert_eq!(now.weight, before.weight);
+                }
+                if under_way && now.step != before.step && !begun_again {
                     prop_assert_eq!(now.step, before.step + 1, "one step at a time");
+                    prop_assert!(whole || plan.gates.is_empty(), "by what every gateway counted");
                     prop_assert!(now.epoch > before.epoch, "counting begins anew");
                     prop_assert_eq!(decision.judgements.len(), plan.gates.len(), "every gate was judged");
                     let decided = |it: &Judgement| matches!(it.verdict, Verdict::Pass | Verdict::Undecided);
@@ -446,6 +691,7 @@ proptest! {
                 }
                 if under_way && now.phase == Phase::Promoted && !asked(Action::Promote) {
                     prop_assert!(plan.is_last(before.step));
+                    prop_assert!(whole || plan.gates.is_empty(), "by what every gateway counted");
                     prop_assert_eq!(decision.judgements.len(), plan.gates.len());
                     let all_pass = decision.judgements.iter().all(|it| it.verdict == Verdict::Pass);
                     let none_fails = decision.judgements.iter().all(|it| matches!(it.verdict, Verdict::Pass | Verdict::Undecided));
@@ -459,6 +705,13 @@ proptest! {
             prop_assert_eq!(decision.next.is_some(), matches!(now.phase, Phase::Progressing | Phase::Paused));
             prop_assert!(now.reason != Reason::NoCanary);
             prop_assert!(now.history.len() <= KEPT && now.ended.len() <= KEPT);
+            // What waits says what for: a look that was not enough is never told as time alone.
+            let short = decision.judgements.iter().any(|it| matches!(it.verdict, Verdict::TooFewRequests | Verdict::NotMeasured));
+            let hold = plan.step(now.step).map(|step| step.hold).unwrap_or_default();
+            let held = at(seconds).duration_since(now.step_began) >= signed(hold);
+            if short && held && now.phase == Phase::Progressing && now.looked == Some(at(seconds)) {
+                prop_assert!(!matches!(now.reason, Reason::Holding), "{:?}", now.reason);
+            }
             state = Some(decision.state);
         }
     }
