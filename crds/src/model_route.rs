@@ -3,6 +3,7 @@
 // Each `printcolumn(…)` group has the same keys.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod analysis;
 pub mod canary;
 pub mod endpoint_policy;
 mod weights;
@@ -40,19 +41,25 @@ use endpoint_policy::EndpointPolicy;
     derive = "PartialEq",
     doc = "A public model name and where its traffic goes.",
     printcolumn(
-        name = "Model",
+        name = "Stable",
         type_ = "string",
-        json_path = ".status.model",
-        description = "The name that clients send as model"
+        json_path = ".status.stable",
+        description = "The backends that stand"
     ),
     printcolumn(
-        name = "Split",
+        name = "Canary",
         type_ = "string",
-        json_path = ".status.split",
-        description = "Where requests go, in percent"
+        json_path = ".status.rollout.canary",
+        description = "The backend that is tried, or was last"
     ),
     printcolumn(
-        name = "Rollout",
+        name = "Weight",
+        type_ = "integer",
+        json_path = ".status.rollout.weight",
+        description = "The canary's share in percent"
+    ),
+    printcolumn(
+        name = "Phase",
         type_ = "string",
         json_path = ".status.rollout.phase",
         description = "Where the canary is"
@@ -75,14 +82,35 @@ use endpoint_policy::EndpointPolicy;
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
         description = "Why it is ready or not"
     ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Model",
+        type_ = "string",
+        json_path = ".status.model",
+        priority = 1,
+        description = "The name that clients send as model"
+    ),
+    printcolumn(
+        name = "Split",
+        type_ = "string",
+        json_path = ".status.split",
+        priority = 1,
+        description = "Where requests go, in percent"
+    ),
+    printcolumn(
+        name = "Rollout",
+        type_ = "string",
+        json_path = ".status.rollout.message",
+        priority = 1,
+        description = "What the canary waits for, or how it ended"
+    ),
     printcolumn(
         name = "Message",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
         priority = 1,
         description = "What is going on, in words"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelRouteSpec {
@@ -160,6 +188,10 @@ pub struct ModelRouteStatus {
     /// The model name that this route answers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// What requests go to but for the canary: the backends that have a weight, or the one that was promoted over them, as `v1` or
+    /// `v1+v2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable: Option<String>,
     /// Where requests go by the weights and the canary's step, in percent, backends that take any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["backend"]))]

@@ -77,8 +77,11 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
     ));
     let admin = {
         let (routing, metrics) = (Arc::clone(&routing), Arc::clone(&metrics));
+        // Whoever adds up counts knows by it that they began anew.
+        let instance = uuid::Uuid::new_v4().to_string();
         move |request| {
-            let response: http::Response<GatewayBody> = admin::handle(&request, &routing, &metrics);
+            let response: http::Response<GatewayBody> =
+                admin::handle(&request, &routing, &metrics, &instance);
             std::future::ready(response)
         }
     };

@@ -41,7 +41,7 @@ pub struct ServeConfig {
     #[arg(long, env = "FAIRLEAD_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
 
-    /// Address of /healthz, /readyz and /metrics.
+    /// Address of /healthz, /readyz, /metrics and /rollouts.
     #[arg(long, env = "FAIRLEAD_ADMIN_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:9000")]
     pub admin_listen: SocketAddr,
 

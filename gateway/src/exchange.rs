@@ -10,6 +10,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::decide::Decision;
 use crate::metrics::{Api, Metrics, Outcome};
+use crate::observe::Observed;
+use crate::snapshot::Route;
 
 /// What access logs conventionally write when the client closed the connection before an answer.
 const CLIENT_CLOSED: u16 = 499;
@@ -47,6 +49,7 @@ pub struct Exchange {
     outcome: Option<Outcome>,
     detail: Option<String>,
     metrics: Arc<Metrics>,
+    observed: Observed,
 }
 
 impl Exchange {
@@ -72,12 +75,42 @@ impl Exchange {
             outcome: None,
             detail: None,
             metrics,
+            observed: Observed::default(),
         }
     }
 
     /// The metrics that this record goes to.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// An attempt at a backend begins; `streamed`: the client asked for events.
+    pub fn attempt(&mut self, route: &Route, backend: &str, streamed: bool) {
+        // What a rule sends, or what is pinned to a backend, says nothing of a canary.
+        let own = self.decision.as_ref().is_some_and(Decision::by_own_split);
+        let counted = own && self.api.is_inference();
+        let how = (streamed, counted, self.subject);
+        self.observed.attempt(self.metrics.variants(), &route.observed, backend, how);
+    }
+
+    /// The attempt failed by the variant's fault: no connection, a connection that broke, no answer in time.
+    pub fn attempt_failed(&mut self) {
+        self.observed.fault();
+    }
+
+    /// The pod had no room for the attempt, or was on its way in or out.
+    pub fn attempt_refused(&mut self) {
+        self.observed.busy();
+    }
+
+    /// These whole events are passed on to the client.
+    pub fn passed_events(&mut self, events: &[u8]) {
+        self.observed.events(self.metrics.variants(), events);
+    }
+
+    /// This whole answer is passed on.
+    pub fn passed_whole(&mut self, body: &[u8]) {
+        self.observed.whole(body);
     }
 
     /// The first byte of a stream is here. An answer that is not streamed has no such moment worth a metric.
@@ -104,6 +137,7 @@ impl Drop for Exchange {
         let outcome = self.outcome.unwrap_or(Outcome::ClientGone);
         let duration = self.started.elapsed();
         self.metrics.request_finished(self.api, self.status, outcome, duration, self.first_byte);
+        self.observed.ended(self.metrics.variants(), outcome);
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(

@@ -67,6 +67,7 @@ pub async fn forward(
         exchange.endpoint = Some(choice.endpoint.address());
         exchange.endpoint_choice = Some(choice.verdict.why.word());
         exchange.revision = choice.endpoint.revision().map(str::to_owned);
+        exchange.attempt(route, &backend.name, request.stream);
         let in_flight = choice.endpoint.begin();
         let uri = match choice.endpoint.uri(request.api.path()) {
             Ok(uri) => uri,
@@ -76,7 +77,7 @@ pub async fn forward(
         match gateway.upstream.ask(uri, headers.clone(), body, request.stream).await {
             Ok(answer) => return answered(gateway, answer, in_flight, exchange),
             Err(error) => {
-                note(&error, &in_flight, &exchange);
+                note(&error, &in_flight, &mut exchange);
                 let Some(reason) = error.retry_reason() else { return failed(error, exchange) };
                 // A pod that says it is busy is not asked again: its own answer says it best.
                 let elsewhere = !matches!(error, AttemptError::Busy(..)) || selection.has_fresh(route);
@@ -99,7 +100,11 @@ pub async fn forward(
 }
 
 /// Keeps the endpoint's record.
-fn note(error: &AttemptError, in_flight: &InFlight, exchange: &Exchange) {
+fn note(error: &AttemptError, in_flight: &InFlight, exchange: &mut Exchange) {
+    match error {
+        AttemptError::Busy(..) => exchange.attempt_refused(),
+        AttemptError::Connect(_) | AttemptError::Reset(_) | AttemptError::Timeout(_) => exchange.attempt_failed(),
+    }
     let (failure, detail) = match error {
         AttemptError::Connect(detail) => (Failure::Connect, detail.as_str()),
         AttemptError::Reset(detail) | AttemptError::Timeout(detail) => (Failure::Broken, detail.as_str()),
@@ -142,6 +147,7 @@ fn answered(
 
 /// A pod's complete answer.
 fn pass_on(head: &Parts, bytes: bytes::Bytes, mut exchange: Exchange) -> Response<GatewayBody> {
+    exchange.passed_whole(&bytes);
     let mut response = Response::new(GatewayBody::whole(bytes));
     dress(&mut response, head, &exchange);
     exchange.answered(head.status.as_u16());

@@ -17,6 +17,7 @@ pub mod forward;
 pub mod headers;
 pub mod held;
 pub mod metrics;
+pub mod observe;
 pub mod policy;
 pub mod proxy;
 pub mod relay;

@@ -1,4 +1,5 @@
-//! The gateway's metrics: their names, labels and buckets in one place. Labels are closed enums.
+//! The gateway's metrics: their names, labels and buckets in one place. Labels are closed enums; only the metrics of variants
+//! (`observe::variant`) have names of routes and backends, which are operators' objects.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::observe::variant::{KnownVariants, Variant, VariantMetrics};
 use crate::policy::Why;
 
 /// Which API a request came by.
@@ -34,6 +36,14 @@ pub enum Api {
 }
 
 impl Api {
+    /// Whether a model computes the answer, which is what users feel of a variant.
+    pub fn is_inference(self) -> bool {
+        match self {
+            Self::ChatCompletions | Self::Completions | Self::Embeddings | Self::Rerank => true,
+            Self::Tokenize | Self::Detokenize | Self::Models | Self::Other => false,
+        }
+    }
+
     /// The path that requests of this API are sent to.
     pub fn path(self) -> &'static str {
         match self {
@@ -139,6 +149,8 @@ pub struct Metrics {
     source_failing: Gauge,
     routes: Gauge,
     endpoints: Gauge,
+    variants: VariantMetrics,
+    known_variants: KnownVariants,
 }
 
 const DURATION_BUCKETS: [f64; 17] =
@@ -171,6 +183,8 @@ impl Default for Metrics {
             source_failing: Gauge::default(),
             routes: Gauge::default(),
             endpoints: Gauge::default(),
+            variants: VariantMetrics::default(),
+            known_variants: KnownVariants::default(),
         };
         metrics.register();
         metrics
@@ -218,6 +232,7 @@ impl Metrics {
         r.register("source_failing", help, self.source_failing.clone());
         r.register("routes", "Model names that are routed", self.routes.clone());
         r.register("endpoints", "Ready endpoints that the routes reach", self.endpoints.clone());
+        self.variants.register(r);
     }
 
     /// A request has arrived.
@@ -283,6 +298,16 @@ impl Metrics {
             self.prefix_looked_up.inc_by(prompt as u64);
             self.prefix_matched.inc_by(matched as u64);
         }
+    }
+
+    /// The metrics by route and backend.
+    pub fn variants(&self) -> &VariantMetrics {
+        &self.variants
+    }
+
+    /// These are the variants from now on; the metrics of others go.
+    pub fn keep_variants<'a>(&self, variants: impl Iterator<Item = &'a std::sync::Arc<Variant>>) {
+        self.known_variants.keep(&self.variants, variants);
     }
 
     /// A snapshot came into force.

@@ -71,7 +71,11 @@ impl Relay {
                 },
             };
             let data = match &mut self.events {
-                Some(events) => events.push(data),
+                Some(events) => {
+                    let data = events.push(data);
+                    self.exchange.passed_events(&data);
+                    data
+                }
                 None => data,
             };
             if !data.is_empty() {
@@ -110,6 +114,7 @@ impl Relay {
             return None;
         };
         let rest = events.rest();
+        self.exchange.passed_events(&rest);
         if !events.is_finished() {
             // Cleanly closed, and yet cut short: without this a client would take the half for the whole.
             let held = (!rest.is_empty()).then_some(rest);

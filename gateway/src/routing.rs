@@ -57,6 +57,7 @@ impl Routing {
         }
         let (routes, endpoints) = (next.routes().len(), next.endpoint_count());
         self.metrics.snapshot_built(routes, endpoints, next.problems().len());
+        self.metrics.keep_variants(next.routes().into_iter().flat_map(|route| route.observed.variants()));
         self.snapshot.store(Arc::new(next));
         build.built = Instant::now();
         drop(build);

@@ -263,6 +263,7 @@ pub fn target<'a>(route: &'a Route, backend: &'a RouteBackend) -> Target<'a> {
 mod tests {
     use super::*;
     use crate::ejection::Failure;
+    use crate::observe::RouteObserver;
     use crate::policy::prompt::PromptKey;
     use http::HeaderMap;
     use rand::SeedableRng;
@@ -287,7 +288,7 @@ mod tests {
     }
 
     fn route(backends: Vec<RouteBackend>) -> Route {
-        Route { id: "ns/r".to_owned(), model: "m".to_owned(), created: 0, backends, endpoint_policy: None }
+        Route { id: "ns/r".to_owned(), model: "m".to_owned(), created: 0, backends, endpoint_policy: None, observed: RouteObserver::default() }
     }
 
     /// With policies that remember nothing and a prompt that is too short to tell.

@@ -14,6 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 
 use crate::endpoint::Endpoint;
+use crate::observe::RouteObserver;
 use crate::slices::{self, ReadyPods};
 use crate::split;
 
@@ -63,6 +64,8 @@ pub struct Route {
     pub backends: Vec<RouteBackend>,
     /// How an endpoint is chosen; `None` where the route does not say.
     pub endpoint_policy: Option<EndpointPolicy>,
+    /// What is observed of it.
+    pub observed: RouteObserver,
 }
 
 /// One backend of a route.
@@ -186,7 +189,9 @@ impl Builder<'_> {
             self.next.problems.push(format!("ModelRoute {id}: {problem}"));
             endpoint_policy = None;
         }
-        let route = Route { id, model: model.clone(), created, backends, endpoint_policy };
+        let previous = self.previous.routes.get(&model).map(|previous| &previous.observed);
+        let observed = RouteObserver::of(&id, route, previous);
+        let route = Route { id, model: model.clone(), created, backends, endpoint_policy, observed };
         self.next.routes.insert(model, Arc::new(route));
     }
 

@@ -24,6 +24,13 @@ pub struct Settings {
     /// Objects of one kind that are reconciled at the same time.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
+    /// Service of the gateways' admin port, in this process's namespace: every gateway behind it is asked what it has counted of canaries.
+    #[arg(long, env = "FAIRLEAD_GATEWAY_ADMIN_SERVICE", default_value = "fairlead-gateway-admin")]
+    pub gateway_admin_service: String,
+    /// Base URLs of the Prometheus servers that ModelRoutes' gates may ask, with commas between them; the first is asked where a gate names
+    /// none. Whoever may write a route can have this process send queries to them.
+    #[arg(long, env = "FAIRLEAD_PROMETHEUS_URLS", value_delimiter = ',')]
+    pub prometheus_urls: Vec<String>,
     /// Port of the inference pods' API, asked for their progress while they start.
     #[arg(long, default_value_t = 8000, hide = true)]
     pub inference_port: u16,

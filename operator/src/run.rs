@@ -32,7 +32,7 @@ pub async fn run(
         .get_or_insert_with(|| format!("fairlead-operator-{:08x}", rand::random::<u32>()))
         .clone();
     let metrics = Metrics::default();
-    let (stores, watches) = stores::open(&client);
+    let (stores, watches) = stores::open(&client, (&settings.namespace, &settings.gateway_admin_service));
     let ready = Arc::new(AtomicBool::new(false));
     let health = Health {
         ready: ready.clone(),
@@ -135,7 +135,10 @@ fn controllers(
         jobs,
         pods,
         nodes,
+        gateways,
     } = watches;
+    // Nobody is triggered by gateways; the store is read when a canary is looked at.
+    tokio::spawn(stores::follow(gateways, stop.clone()));
     let (changed, routes_of_changed) = model_route::triggers::channel();
     let deployments = model_deployment::controller::run(
         context.clone(),

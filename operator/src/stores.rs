@@ -14,6 +14,7 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::error_boundary::InvalidObject;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
@@ -47,6 +48,8 @@ pub struct Stores {
     pub pods: Store<Pod>,
     /// Every node's metadata: the labels say how much memory its GPUs have.
     pub nodes: Store<PartialObjectMeta<Node>>,
+    /// Where the gateways' admin ports are. Not waited for: without it canaries with gates wait, and nothing else does.
+    pub gateways: Store<EndpointSlice>,
     filled: Arc<Filled>,
 }
 
@@ -74,7 +77,9 @@ impl Filled {
     }
 }
 
-/// Stores in [`Stores`].
+/// Label that an EndpointSlice has of its Service.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+/// Stores in [`Stores`] that are waited for.
 const STORES: usize = 10;
 
 /// Objects as they come and go; the store is up to date before an object is yielded.
@@ -102,10 +107,12 @@ pub struct Watches {
     pub pods: Changes<Pod>,
     /// Nodes whose labels have changed.
     pub nodes: Changes<PartialObjectMeta<Node>>,
+    /// EndpointSlices of the gateways' admin Service.
+    pub gateways: Changes<EndpointSlice>,
 }
 
-/// Opens every watch.
-pub fn open(client: &Client) -> (Stores, Watches) {
+/// Opens every watch. `gateways`: namespace and name of the gateways' admin Service.
+pub fn open(client: &Client, (namespace, service): (&str, &str)) -> (Stores, Watches) {
     let every = watcher::Config::default();
     let ours = watcher::Config::default().labels(MODEL_DEPLOYMENT_LABEL);
     let filled = Filled::new(STORES);
@@ -119,6 +126,8 @@ pub fn open(client: &Client) -> (Stores, Watches) {
     let (jobs, job_changes) = reflect(client, ours.clone(), &filled);
     let (pods, pod_changes) = reflect(client, ours, &filled);
     let (nodes, node_changes) = reflect::<PartialObjectMeta<Node>>(client, every, &filled);
+    let slices = watcher::Config::default().labels(&format!("{SERVICE_LABEL}={service}"));
+    let (gateways, gateway_changes) = reflect_in(Api::namespaced(client.clone(), namespace), slices, None);
     (
         Stores {
             model_deployments,
@@ -131,6 +140,7 @@ pub fn open(client: &Client) -> (Stores, Watches) {
             jobs,
             pods,
             nodes,
+            gateways,
             filled,
         },
         Watches {
@@ -146,6 +156,7 @@ pub fn open(client: &Client) -> (Stores, Watches) {
             nodes: node_changes
                 .predicate_filter(predicates::labels, kube::runtime::PredicateConfig::default())
                 .boxed(),
+            gateways: gateway_changes.boxed(),
         },
     )
 }
@@ -158,10 +169,20 @@ fn reflect<K>(
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
+    reflect_in(Api::all(client.clone()), config, Some(filled.clone()))
+}
+
+fn reflect_in<K>(
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+    mut filled: Option<Arc<Filled>>,
+) -> (Store<K>, impl Stream<Item = Result<K, watcher::Error>> + Send + 'static)
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
     let (store, writer) = reflector::store();
-    let mut filled = Some(filled.clone());
     let known = store.clone();
-    let events = watcher(Api::<DeserializeGuard<K>>::all(client.clone()), config)
+    let events = watcher(api, config)
         .default_backoff()
         .try_filter_map(move |event| std::future::ready(Ok(readable(event, &known))))
         .reflect(writer)
@@ -173,6 +194,21 @@ where
             }
         });
     (store, events.touched_objects())
+}
+
+/// Keeps a store up to date that triggers nobody, until `stop`.
+pub async fn follow<K: 'static>(mut changes: Changes<K>, stop: CancellationToken) {
+    loop {
+        let change = tokio::select! {
+            change = changes.next() => change,
+            () = stop.cancelled() => return,
+        };
+        match change {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => tracing::warn!(%error, "watch of the gateways' EndpointSlices"),
+            None => return,
+        }
+    }
 }
 
 /// Keeps one object that can't be read (a newer version's, most likely) from stopping the watch of all others. To us it is
@@ -230,6 +266,7 @@ impl Stores {
         let (jobs, jobs_writer) = store();
         let (pods, pods_writer) = store();
         let (nodes, nodes_writer) = store();
+        let (gateways, gateways_writer) = store();
         (
             Self {
                 model_deployments,
@@ -242,6 +279,7 @@ impl Stores {
                 jobs,
                 pods,
                 nodes,
+                gateways,
                 filled: Filled::new(0),
             },
             Writers {
@@ -255,6 +293,7 @@ impl Stores {
                 jobs: jobs_writer,
                 pods: pods_writer,
                 nodes: nodes_writer,
+                gateways: gateways_writer,
             },
         )
     }
@@ -273,6 +312,7 @@ pub struct Writers {
     pub jobs: Writer<Job>,
     pub pods: Writer<Pod>,
     pub nodes: Writer<PartialObjectMeta<Node>>,
+    pub gateways: Writer<EndpointSlice>,
 }
 
 /// The object of a namespace and name, if it is there.

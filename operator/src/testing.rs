@@ -261,6 +261,7 @@ impl Cluster {
         fill(&mut self.writers.jobs, &objects, "/jobs/");
         fill(&mut self.writers.pods, &objects, "/pods/");
         fill(&mut self.writers.nodes, &objects, "/nodes/");
+        fill(&mut self.writers.gateways, &objects, "/endpointslices/");
     }
 }
 

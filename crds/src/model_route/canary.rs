@@ -1,9 +1,13 @@
 //! `spec.canary` of a ModelRoute, and what a person asks of it.
 
+use std::time::Duration;
+
 use fairlead_rollout::machine::{Action, State};
+use k8s_openapi::jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::analysis::Analysis;
 use crate::validation::rule;
 
 /// A backend that takes over step by step.
@@ -20,6 +24,16 @@ pub struct Canary {
     /// From the first to the last; after the last it gets everything.
     #[schemars(length(min = 1, max = 20))]
     pub steps: Vec<CanaryStep>,
+    /// What the canary is judged by. Without, time alone moves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analysis: Option<Analysis>,
+    /// How long the canary may be without a pod that serves until it is taken back: `30m`, `2h`. Default: 1h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = [rule(
+        "self.matches('^([0-9]{1,4}h)?([0-9]{1,4}m)?([0-9]{1,5}s)?$') && size(self) > 0",
+        "spec.canary.progressDeadline must be hours, minutes and seconds, such as 30m or 2h",
+    )]))]
+    pub progress_deadline: Option<String>,
     /// Keeps the canary where it is. For pausing from Git; a person pauses by a request (`status.request`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -38,6 +52,18 @@ pub struct CanaryStep {
         "spec.canary.steps[].hold must be hours, minutes and seconds, such as 30s, 10m or 1h30m",
     )]))]
     pub hold: String,
+}
+
+impl Canary {
+    /// How long it may be without a pod that serves; `None` where what is written can't be read.
+    pub fn progress_deadline(&self) -> Option<Duration> {
+        self.progress_deadline.as_ref().map_or(Some(Duration::from_secs(3600)), |text| duration(text))
+    }
+}
+
+/// Hours, minutes and seconds, as in `1h30m`.
+pub fn duration(text: &str) -> Option<Duration> {
+    text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok())
 }
 
 /// Where a canary is, and what has happened to canaries of this route.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use fairlead_crds::evaluation::Evaluation;
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
 use kube::ResourceExt;
@@ -16,6 +17,8 @@ pub struct Dereferenced {
     pub deployments: BTreeMap<String, Arc<ModelDeployment>>,
     /// Other routes, of any namespace, that claim the same model name.
     pub rivals: Vec<Arc<ModelRoute>>,
+    /// The Evaluations that gates name, by name; those that are missing are absent.
+    pub evaluations: BTreeMap<String, Arc<Evaluation>>,
 }
 
 /// Reads from the stores.
@@ -32,5 +35,5 @@ pub fn dereference(object: &ModelRoute, stores: &Stores) -> Dereferenced {
             && other.uid() != object.uid()
             && other.metadata.deletion_timestamp.is_none()
     });
-    Dereferenced { deployments, rivals }
+    Dereferenced { deployments, rivals, evaluations: BTreeMap::new() }
 }

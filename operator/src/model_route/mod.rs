@@ -3,6 +3,11 @@
 
 pub mod controller;
 pub mod dereference;
+pub mod evaluations;
+pub mod gateways;
+pub mod look;
+pub mod plan;
+pub mod prometheus;
 pub mod rollout;
 pub mod status;
 pub mod triggers;
@@ -38,16 +43,20 @@ pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result
     let found = dereference::dereference(&object, &context.stores);
     let before = object.status.clone().unwrap_or_default();
     let now = Timestamp::now();
-    let decided = rollout::advance(&object, &before, &found, now);
-    let (rollout, look_again) = match &decided {
-        Ok((rollout, next)) => (rollout.clone(), *next),
+    let plan = plan::plan(&object);
+    let (rollout, look_again) = match &plan {
+        Ok(plan) => {
+            let (plan, state) = (plan.as_ref(), before.rollout.as_ref().map(|rollout| &rollout.state));
+            let seen = Box::pin(look::look(&object, plan, state, &found, &context, now)).await;
+            rollout::advance(&object, &before, plan, &seen, now)
+        }
         // What was decided on the last spec that could be followed.
         Err(_) => (before.rollout.clone(), None),
     };
     // With what was just decided.
     let mut decided_object = (*object).clone();
     decided_object.status.get_or_insert_default().rollout.clone_from(&rollout);
-    let outcome = decided.and_then(|_| validate::validate(&decided_object, &found));
+    let outcome = plan.and_then(|_| validate::validate(&decided_object, &found));
     let after = status::status(&decided_object, &before, &outcome, now);
     if after != (ModelRouteStatus { request: None, ..before.clone() }) {
         context.model_routes.status(&*object, &after).await?;

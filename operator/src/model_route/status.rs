@@ -29,10 +29,13 @@ pub fn status(
     let rollout = object.status.as_ref().and_then(|status| status.rollout.clone());
     let line: Vec<String> =
         effective_split.iter().map(|share| format!("{}={}", share.backend, share.percent)).collect();
+    let stable = rollout.as_ref().map(|rollout| rollout.state.stable.clone());
+    let stable = stable.filter(|name| !name.is_empty()).unwrap_or_else(|| object.stable_in_spec());
     ModelRouteStatus {
         observed_generation: object.metadata.generation,
         conditions: conditions(&before.conditions, &verdict, object.metadata.generation, now),
         model: Some(object.model_name()),
+        stable: (!stable.is_empty()).then_some(stable),
         split: (!line.is_empty()).then(|| line.join(" ")),
         effective_split,
         rollout,

@@ -6,6 +6,8 @@ use fairlead_crds::model_route::ModelRoute;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+mod judging;
+
 use super::reconcile;
 use super::triggers::{Changed, concerned};
 use crate::stores::get;
