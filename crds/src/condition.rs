@@ -66,6 +66,10 @@ pub mod rollout {
     pub const CANARY_STEP: &str = "CanaryStep";
     /// It keeps its share until someone lets it go on.
     pub const CANARY_PAUSED: &str = "CanaryPaused";
+    /// It does not grow, as something is lacking: traffic, pods, a gateway's counts, a measurement, a clear verdict.
+    pub const CANARY_WAITING: &str = "CanaryWaiting";
+    /// A gate failed, not yet as often as takes it back.
+    pub const CANARY_FAILING: &str = "CanaryFailing";
     /// It has everything.
     pub const CANARY_PROMOTED: &str = "CanaryPromoted";
     /// It has nothing any more.

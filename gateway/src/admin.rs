@@ -52,8 +52,9 @@ pub fn handle(
             }
         }
         path => {
-            let message =
-                format!("there is nothing at {path:?}; this port has /healthz, /readyz, /metrics and /rollouts");
+            let message = format!(
+                "there is nothing at {path:?}; this port has /healthz, /readyz, /metrics and /rollouts"
+            );
             body::error(&ApiError::new(404, "invalid_request_error", message))
         }
     }

@@ -103,7 +103,9 @@ pub async fn forward(
 fn note(error: &AttemptError, in_flight: &InFlight, exchange: &mut Exchange) {
     match error {
         AttemptError::Busy(..) => exchange.attempt_refused(),
-        AttemptError::Connect(_) | AttemptError::Reset(_) | AttemptError::Timeout(_) => exchange.attempt_failed(),
+        AttemptError::Connect(_) | AttemptError::Reset(_) | AttemptError::Timeout(_) => {
+            exchange.attempt_failed()
+        }
     }
     let (failure, detail) = match error {
         AttemptError::Connect(detail) => (Failure::Connect, detail.as_str()),

@@ -3,7 +3,7 @@
 
 use fairlead_crds::condition::{READY, STALLED, rollout};
 use fairlead_crds::model_route::canary::RolloutStatus;
-use fairlead_rollout::Phase;
+use fairlead_rollout::{Phase, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 
@@ -25,13 +25,23 @@ pub fn transition(before: &[Condition], after: &[Condition]) -> Option<Event> {
     Some(event(type_, ready.reason, &ready.message))
 }
 
-/// The event that a move of a canary deserves: when its phase or its weight has changed.
+/// The event that a move of a canary deserves: when its phase or its weight has changed, or when it has begun to lack something.
 pub fn rollout(before: Option<&RolloutStatus>, after: Option<&RolloutStatus>) -> Option<Event> {
     let after = after?;
     let seen =
         |rollout: &RolloutStatus| (rollout.state.phase, rollout.state.weight, rollout.state.canary.clone());
     if before.map(seen) == Some(seen(after)) {
-        return None;
+        let lacks = match after.state.reason {
+            _ if before.is_some_and(|before| before.state.reason == after.state.reason) => return None,
+            Reason::GateFailing => (EventType::Warning, rollout::CANARY_FAILING),
+            Reason::CanaryNotReady
+            | Reason::TooFewRequests
+            | Reason::GatewaysNotRead
+            | Reason::GateNotMeasured
+            | Reason::Undecided => (EventType::Normal, rollout::CANARY_WAITING),
+            _ => return None,
+        };
+        return Some(event(lacks.0, lacks.1.to_owned(), after.message.as_deref().unwrap_or_default()));
     }
     let (type_, reason) = match after.state.phase {
         Phase::Idle => (EventType::Normal, rollout::CANARY_REMOVED),

@@ -192,7 +192,11 @@ mod tests {
         let found = Finding::from(&gate.judge(&slow, &fast, 50, 0.01));
         assert_eq!((found.verdict, found.requests, found.stable_requests), (Verdict::Fail, 400, Some(900)));
         assert_eq!((found.bound.as_str(), found.limit.as_str()), ("maxRegression", "0.2"));
-        assert!(found.message.starts_with("TimeToFirstToken p95 is 0.594 s, stable's 0.403 s"), "{}", found.message);
+        assert!(
+            found.message.starts_with("TimeToFirstToken p95 is 0.594 s, stable's 0.403 s"),
+            "{}",
+            found.message
+        );
         assert!(found.message.contains("(at most 20 % worse; worse by 4"), "{}", found.message);
         assert!(found.message.ends_with("400 requests, stable 900)"), "{}", found.message);
         let few = words(&gate.judge(&Counts::default(), &fast, 50, 0.01));

@@ -8,7 +8,9 @@ use crate::counts::Counts;
 use crate::quantile::{quantile, quantile_ratio};
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
 pub enum Metric {
     /// Requests that failed, of all.
     ErrorRate,

@@ -120,8 +120,8 @@ pub struct PrometheusQuery {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub url: Option<String>,
-    /// An instant query that gives one number. `{{namespace}}`, `{{route}}`, `{{model}}`, `{{canary}}` and `{{stable}}` (names of
-    /// backends), `{{canaryDeployment}}` and `{{stableDeployment}}` (of ModelDeployments) are filled in.
+    /// An instant query that gives one number. In double braces, these names are filled in: `namespace`, `route`, `model`, `canary` and
+    /// `stable` (of backends), `canaryDeployment` and `stableDeployment` (of ModelDeployments).
     #[schemars(length(min = 1, max = 4096))]
     pub query: String,
 }

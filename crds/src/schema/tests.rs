@@ -260,3 +260,54 @@ fn evaluations_keep_the_rules_or_are_told_the_field_and_the_remedy() {
         assert!(refusals.iter().any(|refusal| refusal.contains(part)), "{bad}: {refusals:?}");
     }
 }
+
+fn judged(analysis: &Value) -> Value {
+    let mut route = route(
+        &json!([{"name": "v1", "modelDeployment": "x", "weight": 1}, {"name": "v2", "modelDeployment": "y"}]),
+    );
+    route["spec"]["canary"] =
+        json!({"backend": "v2", "steps": [{"weight": 5, "hold": "10m"}], "analysis": analysis});
+    route
+}
+
+#[test]
+fn gates_keep_the_rules_or_are_told_the_field_and_the_remedy() {
+    for gate in [
+        json!({"metric": "ErrorRate", "max": "2%"}),
+        json!({"metric": "ErrorRate", "maxRegression": "0.01"}),
+        json!({"metric": "TimeToFirstToken", "quantile": "0.95", "max": "800ms"}),
+        json!({"metric": "InterTokenLatency", "minImprovement": "10%"}),
+        json!({"metric": "TokensPerAnswer", "quantile": ".5", "min": "20"}),
+        json!({"metric": "Prometheus", "max": "-1.5", "prometheus": {"query": "up"}}),
+        json!({"metric": "Evaluation", "evaluation": "faq", "score": "exactMatch", "maxRegression": "2%"}),
+    ] {
+        assert_eq!(refusals("modelroutes", &judged(&json!({"gates": [gate]}))), Vec::<String>::new());
+    }
+    for (gate, part) in [
+        (json!({"metric": "ErrorRate"}), "set exactly one of max, min"),
+        (json!({"metric": "ErrorRate", "max": "1%", "maxRegression": "1%"}), "set exactly one of max, min"),
+        (json!({"metric": "ErrorRate", "max": "1 %"}), "a bound is a number"),
+        (json!({"metric": "ErrorRate", "max": "1%", "quantile": "0.5"}), "leave it out"),
+        (json!({"metric": "EndToEndLatency", "max": "1s", "quantile": "95"}), "above 0 and below 1"),
+        (json!({"metric": "Prometheus", "max": "1"}), "needs prometheus with its query"),
+        (
+            json!({"metric": "Prometheus", "maxRegression": "1", "prometheus": {"query": "up"}}),
+            "gives one number",
+        ),
+        (json!({"metric": "Evaluation", "min": "1", "evaluation": "faq"}), "needs evaluation and score"),
+        (json!({"metric": "ErrorRate", "max": "1", "score": "f1"}), "no other metric has them"),
+    ] {
+        let refusals = refusals("modelroutes", &judged(&json!({"gates": [gate]})));
+        assert!(refusals.iter().any(|refusal| refusal.contains(part)), "{gate}: {refusals:?}");
+    }
+    for (field, value, part) in [
+        ("interval", json!("soon"), "spec.canary.analysis.interval"),
+        ("alpha", json!("1"), "spec.canary.analysis.alpha"),
+        ("alpha", json!("0.0"), "spec.canary.analysis.alpha"),
+    ] {
+        let mut analysis = json!({"gates": [{"metric": "ErrorRate", "max": "1%"}]});
+        analysis[field] = value;
+        let refusals = refusals("modelroutes", &judged(&analysis));
+        assert!(refusals.iter().any(|refusal| refusal.contains(part)), "{analysis}: {refusals:?}");
+    }
+}

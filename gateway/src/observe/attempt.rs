@@ -182,9 +182,7 @@ impl Attempt {
         let waiting = self.streamed && self.first.is_none();
         let end = match end {
             End::Answered => Ended::Answered(tokens),
-            End::Failed => {
-                Ended::Failed { between_unknown: self.first.is_some() && !self.between_told }
-            }
+            End::Failed => Ended::Failed { between_unknown: self.first.is_some() && !self.between_told },
             End::Refused => Ended::Void,
             End::Left => Ended::Left,
         };

@@ -163,7 +163,12 @@ impl Epoch {
 
     /// What was counted of each backend. `part`, of `parts`, chooses among the subjects of a sticky split; other requests are in every
     /// slot, so of those all are told, as they are asked for without parts.
-    pub fn report(&self, parts: Option<(u32, u32)>, now: Instant, wall: Timestamp) -> BTreeMap<String, BackendReport> {
+    pub fn report(
+        &self,
+        parts: Option<(u32, u32)>,
+        now: Instant,
+        wall: Timestamp,
+    ) -> BTreeMap<String, BackendReport> {
         let window = window(wall, self.interval);
         let told = |slot: u32| parts.is_none_or(|(part, of)| of == 0 || slot % of == part);
         let tick = self.tick(now);
@@ -220,7 +225,8 @@ impl Slot {
             apply(&mut self.step);
         }
         for (begun, stretch) in &mut self.recent {
-            let counted = (judged.this && *begun == window) || (judged.last && *begun == window.saturating_sub(1));
+            let counted =
+                (judged.this && *begun == window) || (judged.last && *begun == window.saturating_sub(1));
             if counted {
                 apply(stretch);
             }

@@ -116,6 +116,9 @@ mod tests {
         assert!(RouteObserver::of("ns/chat", &route(2, "Promoted"), Some(&next)).epoch().is_none());
         let mut edited = route(2, "Progressing");
         edited.spec.canary.as_mut().expect("a canary").steps[0].weight = 9;
-        assert!(RouteObserver::of("ns/chat", &edited, Some(&next)).epoch().is_none(), "nothing is decided of it yet");
+        assert!(
+            RouteObserver::of("ns/chat", &edited, Some(&next)).epoch().is_none(),
+            "nothing is decided of it yet"
+        );
     }
 }

@@ -22,8 +22,8 @@ impl Query {
     /// Reads a URL's query. What is not known is passed over.
     pub fn parse(text: &str) -> Self {
         let value = |key: &str| {
-            let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
-            pairs.filter(|(it, _)| *it == key).map(|(_, value)| value).next()
+            let mut pairs = text.split('&').filter_map(|pair| pair.split_once('='));
+            pairs.find_map(|(it, value)| (it == key).then_some(value))
         };
         let number = |key: &str| value(key).and_then(|value| value.parse::<u32>().ok());
         let part = number("part").zip(number("of")).filter(|(part, of)| part < of);

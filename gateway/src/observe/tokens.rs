@@ -105,18 +105,26 @@ mod tests {
         ] {
             assert_eq!(read(&format!("data: {event}\n\n")).pieces, pieces, "{event}");
         }
-        assert_eq!(read(": keep-alive\n\nevent: x\r\ndata:{\"text\":\"a\"}\r\n\r\ndata: {\"text\":\"b\"}\n\n").pieces, 2);
+        assert_eq!(
+            read(": keep-alive\n\nevent: x\r\ndata:{\"text\":\"a\"}\r\n\r\ndata: {\"text\":\"b\"}\n\n")
+                .pieces,
+            2
+        );
     }
 
     #[test]
     fn usage_is_read_where_it_is_told() {
-        let event = r#"data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens": 42,"total_tokens":49}}"#;
+        let event =
+            r#"data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens": 42,"total_tokens":49}}"#;
         assert_eq!(read(&format!("{event}\n\n")).count(), Some(42));
         let mut tokens = Tokens::default();
         tokens.read_whole(br#"{"choices":[{"message":{"content":"\"completion_tokens\":9"}}],"usage":{"completion_tokens":3}}"#);
         assert_eq!(tokens.count(), Some(3));
         assert_eq!(read("data: {\"usage\":null,\"text\":\"a\"}\n\n").count(), Some(1), "no usage: pieces");
-        assert_eq!(read("data: {\"usage\":{\"completion_tokens\":99999999999999999999999}}\n\n").count(), None);
+        assert_eq!(
+            read("data: {\"usage\":{\"completion_tokens\":99999999999999999999999}}\n\n").count(),
+            None
+        );
         assert_eq!(Tokens::default().count(), None);
     }
 

@@ -13,12 +13,12 @@ use crate::worker::{Call, Worker, nobody};
 /// A route whose canary v2 has so many percent of the requests, in an epoch.
 fn canary(percent: u32, epoch: u64, stable: &str, canary: &str) -> String {
     let mut object = json!({"apiVersion": "fairlead.dev/v1alpha1", "kind": "ModelRoute",
-        "metadata": {"name": "chat", "namespace": "ns", "uid": "the-uid"},
-        "spec": {
-            "backends": [{"name": "v1", "weight": 1, "endpoints": [stable]}, {"name": "v2", "endpoints": [canary]}],
-            "canary": {"backend": "v2", "steps": [{"weight": 50, "hold": "1h"}],
-                "analysis": {"interval": "1h", "gates": [{"metric": "ErrorRate", "max": "1%"}]}},
-        }});
+    "metadata": {"name": "chat", "namespace": "ns", "uid": "the-uid"},
+    "spec": {
+        "backends": [{"name": "v1", "weight": 1, "endpoints": [stable]}, {"name": "v2", "endpoints": [canary]}],
+        "canary": {"backend": "v2", "steps": [{"weight": 50, "hold": "1h"}],
+            "analysis": {"interval": "1h", "gates": [{"metric": "ErrorRate", "max": "1%"}]}},
+    }});
     let read: ModelRoute = serde_json::from_value(object.clone()).expect("a route");
     object["status"] = json!({"rollout": {"fingerprint": read.rollout_fingerprint(), "phase": "Progressing", "reason": "Holding",
         "canary": "v2", "stable": "v1", "weight": percent, "epoch": epoch}});
@@ -45,7 +45,8 @@ async fn counted(gateway: &Gateway, backend: &str) -> Counts {
 }
 
 async fn requests(gateway: &Gateway, backend: &str, requests: u64) -> Counts {
-    eventually("the request is counted", || async { counted(gateway, backend).await.requests == requests }).await;
+    eventually("the request is counted", || async { counted(gateway, backend).await.requests == requests })
+        .await;
     counted(gateway, backend).await
 }
 
@@ -53,7 +54,8 @@ fn piece(text: &str) -> String {
     format!("data: {}\n\n", json!({"choices": [{"index": 0, "delta": {"content": text}}]}))
 }
 
-const ROLE: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+const ROLE: &str =
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
 
 #[tokio::test]
 async fn whole_answers_are_counted_with_their_length_and_without_a_first_token() {

@@ -64,11 +64,13 @@ pub fn judge(
 fn measured(evaluation: &Evaluation, name: &str, score: Score, served: &Served) -> Result<Measured, String> {
     let Served { backend, deployment, revision } = served;
     match evaluation.standing(backend, deployment, revision) {
-        Standing::Scored(result) => result.measured(score).ok_or_else(|| {
-            format!("Evaluation {name} has no question that {} is measured by", score.name())
-        }),
+        Standing::Scored(result) => result
+            .measured(score)
+            .ok_or_else(|| format!("Evaluation {name} has no question that {} is measured by", score.name())),
         Standing::Failed(why) => Err(format!("Evaluation {name} could not ask {backend}: {why}")),
-        Standing::Pending => Err(format!("Evaluation {name} has not asked {backend} at its revision {revision} yet")),
+        Standing::Pending => {
+            Err(format!("Evaluation {name} has not asked {backend} at its revision {revision} yet"))
+        }
     }
 }
 
@@ -175,7 +177,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_told_and_never_passes() {
         let found = evaluation(&[("v2", hits("exactMatch", 380))]);
-        let gate = Gate { metric: Metric::Evaluation, quantile: 0.5, bound: Bound::MaxRegression(0.5), of: None };
+        let gate =
+            Gate { metric: Metric::Evaluation, quantile: 0.5, bound: Bound::MaxRegression(0.5), of: None };
         let (canary, stable) = (served("v2"), served("v1"));
         let note = |found: Option<&Evaluation>, score, canary: Option<&Served>| {
             let judged = judge(&gate, ("faq", found), score, canary, Some(&stable), 0.01);

@@ -34,7 +34,8 @@ pub fn of_slices<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>) -> Vec
     let mut found = Vec::new();
     for slice in slices {
         let ports = slice.ports.iter().flatten();
-        let Some(port) = ports.filter(|port| port.name.as_deref() == Some(PORT)).find_map(|port| port.port) else {
+        let Some(port) = ports.filter(|port| port.name.as_deref() == Some(PORT)).find_map(|port| port.port)
+        else {
             continue;
         };
         for endpoint in slice.endpoints.iter().flatten() {
@@ -126,7 +127,8 @@ mod tests {
             {"addresses": ["fd00::1"]},
         ]);
         let found = of_slices([&slice(&endpoints), &slice(&endpoints)]);
-        let told: Vec<_> = found.iter().map(|it| (it.name.as_str(), it.address.as_str(), it.serves)).collect();
+        let told: Vec<_> =
+            found.iter().map(|it| (it.name.as_str(), it.address.as_str(), it.serves)).collect();
         assert_eq!(
             told,
             [

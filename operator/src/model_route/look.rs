@@ -141,7 +141,11 @@ fn served(object: &ModelRoute, found: &Dereferenced, backends: &str) -> Vec<Opti
     backends.split('+').map(one).collect()
 }
 
-fn deployment<'a>(object: &ModelRoute, found: &'a Dereferenced, backend: &str) -> Option<&'a ModelDeployment> {
+fn deployment<'a>(
+    object: &ModelRoute,
+    found: &'a Dereferenced,
+    backend: &str,
+) -> Option<&'a ModelDeployment> {
     let backend = object.spec.backends.iter().find(|known| known.name == backend)?;
     found.deployments.get(backend.model_deployment.as_ref()?).map(AsRef::as_ref)
 }

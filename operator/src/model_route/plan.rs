@@ -21,9 +21,9 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// [`Error::Invalid`] naming the field and the remedy.
 pub fn plan(object: &ModelRoute) -> Result<Option<Plan>, Error> {
     let Some(canary) = &object.spec.canary else { return Ok(None) };
-    made(object, canary).map(Some).map_err(|message| {
-        Error::invalid(stalled::INVALID_SPEC, format!("spec.canary.{message}"))
-    })
+    made(object, canary)
+        .map(Some)
+        .map_err(|message| Error::invalid(stalled::INVALID_SPEC, format!("spec.canary.{message}")))
 }
 
 fn made(object: &ModelRoute, canary: &Canary) -> Result<Plan, String> {
@@ -62,9 +62,10 @@ fn made(object: &ModelRoute, canary: &Canary) -> Result<Plan, String> {
         }
     };
     let specs = judged.map_or(&[][..], |analysis| analysis.gates.as_slice());
-    let gates = specs.iter().enumerate().map(|(index, spec)| {
-        gate(spec).map_err(|message| format!("analysis.gates[{index}]{message}"))
-    });
+    let gates = specs
+        .iter()
+        .enumerate()
+        .map(|(index, spec)| gate(spec).map_err(|message| format!("analysis.gates[{index}]{message}")));
     let alpha = match judged.and_then(|analysis| analysis.alpha.as_deref()) {
         None => 0.05,
         Some(text) => text.parse::<f64>().map_err(|_| {
@@ -117,7 +118,9 @@ fn gate(spec: &GateSpec) -> Result<Gate, String> {
     let compares = make(0.0).compares();
     let bound = make(number(text, *metric, compares).map_err(|why| format!(".{name} is {text:?}; {why}"))?);
     if (*metric == Metric::Prometheus) != prometheus.is_some() {
-        return Err(": metric Prometheus needs prometheus with its query, and no other metric has one".to_owned());
+        return Err(
+            ": metric Prometheus needs prometheus with its query, and no other metric has one".to_owned()
+        );
     }
     let evaluated = evaluation.is_some() && score.is_some();
     if (*metric == Metric::Evaluation) != evaluated || evaluation.is_some() != score.is_some() {
@@ -203,7 +206,9 @@ mod tests {
         assert_eq!(bound("TimeToFirstToken", "max", "1.5"), Bound::Max(1.5));
         assert_eq!(bound("EndToEndLatency", "minImprovement", "10%"), Bound::MinImprovement(0.1));
         assert_eq!(bound("TokensPerAnswer", "min", "20"), Bound::Min(20.0));
-        let gate = gate_of(&json!({"metric": "Evaluation", "evaluation": "faq", "score": "exactMatch", "minImprovement": "-1%"}));
+        let gate = gate_of(
+            &json!({"metric": "Evaluation", "evaluation": "faq", "score": "exactMatch", "minImprovement": "-1%"}),
+        );
         let gate = gate.unwrap();
         assert_eq!((gate.bound, gate.of.as_deref()), (Bound::MinImprovement(-0.01), Some("faq/exactMatch")));
         let gate = gate_of(&json!({"metric": "Prometheus", "prometheus": {"query": "up"}, "min": "-3"}));
@@ -214,25 +219,44 @@ mod tests {
     fn what_cannot_be_read_is_told_with_its_field_and_the_remedy() {
         for (gate, part) in [
             (json!({"metric": "ErrorRate"}), "analysis.gates[0]: set exactly one of max"),
-            (json!({"metric": "ErrorRate", "max": "1%", "min": "0"}), "analysis.gates[0]: set exactly one of max"),
-            (json!({"metric": "ErrorRate", "max": "few"}), "analysis.gates[0].max is \"few\"; write a number"),
+            (
+                json!({"metric": "ErrorRate", "max": "1%", "min": "0"}),
+                "analysis.gates[0]: set exactly one of max",
+            ),
+            (
+                json!({"metric": "ErrorRate", "max": "few"}),
+                "analysis.gates[0].max is \"few\"; write a number",
+            ),
             (json!({"metric": "ErrorRate", "max": "-1%"}), "cannot be less than nothing"),
             (json!({"metric": "ErrorRate", "max": "1s"}), "only latencies are times"),
             (json!({"metric": "EndToEndLatency", "max": "10%"}), "a percentage is no time"),
             (json!({"metric": "EndToEndLatency", "maxRegression": "1s"}), "it is a part of stable's time"),
             (json!({"metric": "EndToEndLatency", "max": "1s", "quantile": "1"}), "gates[0].quantile is 1"),
-            (json!({"metric": "EndToEndLatency", "max": "1s", "quantile": "p95"}), "gates[0].quantile is \"p95\""),
-            (json!({"metric": "ErrorRate", "max": "1%", "quantile": "0.9"}), "gates[0].quantile: it is for latencies"),
+            (
+                json!({"metric": "EndToEndLatency", "max": "1s", "quantile": "p95"}),
+                "gates[0].quantile is \"p95\"",
+            ),
+            (
+                json!({"metric": "ErrorRate", "max": "1%", "quantile": "0.9"}),
+                "gates[0].quantile: it is for latencies",
+            ),
             (json!({"metric": "Prometheus", "max": "1"}), "needs prometheus with its query"),
-            (json!({"metric": "ErrorRate", "max": "1", "prometheus": {"query": "up"}}), "no other metric has one"),
-            (json!({"metric": "Prometheus", "maxRegression": "1", "prometheus": {"query": "up"}}), "compare with stable in the query"),
+            (
+                json!({"metric": "ErrorRate", "max": "1", "prometheus": {"query": "up"}}),
+                "no other metric has one",
+            ),
+            (
+                json!({"metric": "Prometheus", "maxRegression": "1", "prometheus": {"query": "up"}}),
+                "compare with stable in the query",
+            ),
             (json!({"metric": "Evaluation", "min": "1", "evaluation": "faq"}), "needs evaluation and score"),
             (json!({"metric": "ErrorRate", "min": "1", "score": "f1"}), "no other metric has them"),
         ] {
             let error = gate_of(&gate).unwrap_err();
             assert!(error.starts_with("spec.canary.") && error.contains(part), "{part}: {error}");
         }
-        for (field, value) in [("interval", json!("soon")), ("alpha", json!("2")), ("failureLimit", json!(0))] {
+        for (field, value) in [("interval", json!("soon")), ("alpha", json!("2")), ("failureLimit", json!(0))]
+        {
             let mut analysis = json!({"gates": [{"metric": "ErrorRate", "max": "1%"}]});
             analysis[field] = value;
             let error = plan_of(&analysis).unwrap_err();

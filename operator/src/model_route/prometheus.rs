@@ -52,7 +52,10 @@ impl Names {
                 after.split_once("}}").ok_or_else(|| "the query has {{ without }}; close it".to_owned())?;
             let Some((_, value)) = self.0.iter().find(|(known, _)| *known == name.trim()) else {
                 let known: Vec<_> = self.0.iter().map(|(known, _)| *known).collect();
-                return Err(format!("the query has {{{{{name}}}}}, which is not one of {}", known.join(", ")));
+                return Err(format!(
+                    "the query has {{{{{name}}}}}, which is not one of {}",
+                    known.join(", ")
+                ));
             };
             filled.push_str(value);
             rest = after;
@@ -132,7 +135,9 @@ fn number(status: u16, body: &[u8]) -> Result<f64, String> {
         Some("scalar") => &result[1],
         Some("vector") => match result.as_array().map(Vec::as_slice) {
             Some([one]) => &one["value"][1],
-            Some([]) => return Err("the query gives nothing: no such series, or none of the last minutes".to_owned()),
+            Some([]) => {
+                return Err("the query gives nothing: no such series, or none of the last minutes".to_owned());
+            }
             several => {
                 let count = several.map_or(0, <[Value]>::len);
                 return Err(format!("the query gives {count} series; sum or average them into one"));
@@ -144,7 +149,9 @@ fn number(status: u16, body: &[u8]) -> Result<f64, String> {
         }
     };
     let value = sample.as_str().and_then(|text| text.parse::<f64>().ok());
-    value.filter(|value| value.is_finite()).ok_or_else(|| "the query gives no number (NaN or infinite)".to_owned())
+    value
+        .filter(|value| value.is_finite())
+        .ok_or_else(|| "the query gives no number (NaN or infinite)".to_owned())
 }
 
 #[cfg(test)]
@@ -163,7 +170,9 @@ mod tests {
 
     #[test]
     fn names_are_filled_in_and_promql_is_left_alone() {
-        let filled = names().fill(r#"sum(x{namespace="{{namespace}}",b=~"{{ stable }}",d="{{canaryDeployment}}"})/{{route}}"#);
+        let filled = names().fill(
+            r#"sum(x{namespace="{{namespace}}",b=~"{{ stable }}",d="{{canaryDeployment}}"})/{{route}}"#,
+        );
         assert_eq!(filled.unwrap(), r#"sum(x{namespace="ns",b=~"v1|also",d="m3"})/chat"#);
         assert_eq!(names().fill(r#"d=~"{{stableDeployment}}""#).unwrap(), r#"d=~"m1|m2""#);
         let error = names().fill("{{backend}}").unwrap_err();
@@ -182,9 +191,11 @@ mod tests {
 
     #[test]
     fn one_number_is_read_and_nothing_else_is_taken_for_one() {
-        let read = |data: Value| number(200, json!({"status": "success", "data": data}).to_string().as_bytes());
+        let read =
+            |data: Value| number(200, json!({"status": "success", "data": data}).to_string().as_bytes());
         let vector = |values: &[&str]| {
-            let series: Vec<_> = values.iter().map(|value| json!({"metric": {}, "value": [1, value]})).collect();
+            let series: Vec<_> =
+                values.iter().map(|value| json!({"metric": {}, "value": [1, value]})).collect();
             read(json!({"resultType": "vector", "result": series}))
         };
         assert_eq!(vector(&["0.25"]), Ok(0.25));

@@ -56,7 +56,9 @@ fn words(plan: &Plan, state: &State) -> String {
             let within = plan.progress_deadline.map_or_else(String::new, |deadline| {
                 format!("; without one for {} it is taken back", time(deadline))
             });
-            format!("waits for a pod of {canary} that serves; its {weight} % go to {stable} until then{within}")
+            format!(
+                "waits for a pod of {canary} that serves; its {weight} % go to {stable} until then{within}"
+            )
         }
         (Phase::Progressing | Phase::Paused, Reason::TooFewRequests) => {
             format!("{stays}: too little traffic to judge it; {}", found(state, Verdict::TooFewRequests))
@@ -71,7 +73,9 @@ fn words(plan: &Plan, state: &State) -> String {
         (Phase::Progressing | Phase::Paused, Reason::GateFailing) => {
             let (failures, limit) = (state.failures, plan.failure_limit);
             let failed = found(state, Verdict::Fail);
-            format!("{canary} has {weight} % and failed {failures} of {limit} looks that take it back; {failed}")
+            format!(
+                "{canary} has {weight} % and failed {failures} of {limit} looks that take it back; {failed}"
+            )
         }
         (Phase::Progressing, _) => {
             let hold = plan.step(state.step).map(|step| step.hold).unwrap_or_default();
@@ -84,8 +88,10 @@ fn words(plan: &Plan, state: &State) -> String {
         }
         (Phase::Paused, Reason::Undecided) => {
             let undecided = found(state, Verdict::Undecided);
-            format!("{stays}: its last step is over and it is not clear that it keeps every gate; more requests may tell, or ask to \
-                     promote or abort; {undecided}")
+            format!(
+                "{stays}: its last step is over and it is not clear that it keeps every gate; more requests may tell, or ask to \
+                     promote or abort; {undecided}"
+            )
         }
         (Phase::Paused, _) => format!("{stays}: a person paused it; ask to resume, promote or abort"),
         (Phase::Promoted, reason) => {
@@ -104,7 +110,10 @@ fn words(plan: &Plan, state: &State) -> String {
             let why = match reason {
                 Reason::GateFailed => format!("a gate failed: {}", found(state, Verdict::Fail)),
                 Reason::Undecided => {
-                    format!("a gate was undecided (onUndecided: RollBack): {}", found(state, Verdict::Undecided))
+                    format!(
+                        "a gate was undecided (onUndecided: RollBack): {}",
+                        found(state, Verdict::Undecided)
+                    )
                 }
                 Reason::NotReadyInTime => {
                     let deadline = plan.progress_deadline.map_or_else(String::new, time);

@@ -146,5 +146,8 @@ fn many_threads_lose_nothing() {
         }
     });
     let step = told(&epoch, "v1", 2.0).step;
-    assert_eq!((step.requests, step.time_to_first_token.count(), step.unfinished.count()), (10_000, 10_000, 0));
+    assert_eq!(
+        (step.requests, step.time_to_first_token.count(), step.unfinished.count()),
+        (10_000, 10_000, 0)
+    );
 }

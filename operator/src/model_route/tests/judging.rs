@@ -71,14 +71,17 @@ fn report(status: &Value, requests: u64, errors: u64) -> Report {
         uid: "\"models\"-\"chat\"".into(),
         fingerprint: rollout["fingerprint"].as_str().unwrap().into(),
         epoch: rollout["epoch"].as_u64().unwrap(),
-        backends: [("a".into(), backend(counts(5000, 5))), ("b".into(), backend(counts(requests, errors)))].into(),
+        backends: [("a".into(), backend(counts(5000, 5))), ("b".into(), backend(counts(requests, errors)))]
+            .into(),
     };
     Report { format: FORMAT, instance: "i".into(), synced: true, routes: vec![route] }
 }
 
 /// A cluster with a canary that is judged, and so many gateways.
 async fn judged(analysis: &str, gateways: usize) -> (Cluster, Vec<Server>) {
-    let mut cluster = cluster_with_canary(&format!("[{{weight: 5, hold: 1h}}, {{weight: 50, hold: 1h}}], analysis: {analysis}"));
+    let mut cluster = cluster_with_canary(&format!(
+        "[{{weight: 5, hold: 1h}}, {{weight: 50, hold: 1h}}], analysis: {analysis}"
+    ));
     let mut servers = Vec::new();
     for _ in 0..gateways {
         servers.push(Server::start().await);
@@ -164,7 +167,10 @@ async fn a_bad_canary_is_taken_back_and_the_history_says_why() {
     let status = look(&mut cluster).await;
     assert_eq!((is(&status), &status["split"]), (("RolledBack", "GateFailed", 0), &json!("a=100")));
     let entry = status["rollout"]["history"].as_array().unwrap().last().unwrap().clone();
-    assert!(entry["detail"].as_str().unwrap().starts_with("ErrorRate is 20 % (at most 5 %; it is 1"), "{entry}");
+    assert!(
+        entry["detail"].as_str().unwrap().starts_with("ErrorRate is 20 % (at most 5 %; it is 1"),
+        "{entry}"
+    );
     assert!(message(&status).contains("a gate failed: ErrorRate is 20 %"), "{status}");
     assert_eq!(cluster.events(), ["CanaryRolledBack"]);
     // The same after everything was read anew, and without asking.
@@ -176,6 +182,7 @@ async fn a_bad_canary_is_taken_back_and_the_history_says_why() {
 #[tokio::test]
 async fn too_little_traffic_is_told_and_a_gateway_that_lost_its_counts_decides_nothing() {
     let (mut cluster, servers) = judged(ERRORS, 1).await;
+    cluster.events();
     for (requests, errors) in [(20, 0), (0, 0), (30, 10)] {
         servers[0].counts(&now(&cluster), requests, errors);
         let status = look(&mut cluster).await;
@@ -183,6 +190,7 @@ async fn too_little_traffic_is_told_and_a_gateway_that_lost_its_counts_decides_n
         assert!(message(&status).contains("too little traffic"), "{status}");
         assert!(message(&status).contains(&format!("{requests} requests")), "{status}");
     }
+    assert_eq!(cluster.events(), ["CanaryWaiting"], "once");
 }
 
 #[tokio::test]
@@ -203,7 +211,11 @@ async fn a_gateway_that_cannot_be_read_keeps_the_canary_where_it_is_and_says_so(
     behind.routes[0].epoch -= 1;
     servers[1].answers(200, serde_json::to_value(behind).unwrap());
     let status = look(&mut cluster).await;
-    assert_eq!(is(&status), ("Progressing", "GatewaysNotRead", 5), "and what it counted before counts no more");
+    assert_eq!(
+        is(&status),
+        ("Progressing", "GatewaysNotRead", 5),
+        "and what it counted before counts no more"
+    );
     assert!(message(&status).contains("gateway-1 has not taken over the last step"), "{status}");
     // What the others saw is enough to take it back.
     servers[0].counts(&now(&cluster), 2000, 500);
@@ -215,7 +227,10 @@ async fn without_any_gateway_a_judged_canary_waits() {
     let (mut cluster, _) = judged(ERRORS, 0).await;
     let status = look(&mut cluster).await;
     assert_eq!(is(&status), ("Progressing", "GatewaysNotRead", 5));
-    assert!(message(&status).contains("no gateway serves behind Service fairlead-system/fairlead-gateway-admin"), "{status}");
+    assert!(
+        message(&status).contains("no gateway serves behind Service fairlead-system/fairlead-gateway-admin"),
+        "{status}"
+    );
 }
 
 #[tokio::test]
@@ -227,7 +242,8 @@ async fn a_query_of_prometheus_is_a_gate_and_its_failure_is_none() {
     let url = format!("http://127.0.0.1:{}", prometheus.port);
     Arc::get_mut(&mut cluster.context).unwrap().settings.prometheus_urls = vec![url];
     let vector = |values: &[&str]| {
-        let result: Vec<Value> = values.iter().map(|value| json!({"metric": {}, "value": [1, value]})).collect();
+        let result: Vec<Value> =
+            values.iter().map(|value| json!({"metric": {}, "value": [1, value]})).collect();
         json!({"status": "success", "data": {"resultType": "vector", "result": result}})
     };
     for (status, body) in [(200, vector(&[])), (503, json!("down")), (200, vector(&["NaN"]))] {
