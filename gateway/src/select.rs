@@ -288,7 +288,14 @@ mod tests {
     }
 
     fn route(backends: Vec<RouteBackend>) -> Route {
-        Route { id: "ns/r".to_owned(), model: "m".to_owned(), created: 0, backends, endpoint_policy: None, observed: RouteObserver::default() }
+        Route {
+            id: "ns/r".to_owned(),
+            model: "m".to_owned(),
+            created: 0,
+            backends,
+            endpoint_policy: None,
+            observed: RouteObserver::default(),
+        }
     }
 
     /// With policies that remember nothing and a prompt that is too short to tell.
