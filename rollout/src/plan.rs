@@ -203,20 +203,21 @@ mod tests {
     #[test]
     fn what_cannot_be_followed_is_told_with_its_field() {
         plan().check().unwrap();
-        let cases: Vec<(&str, Box<dyn Fn(&mut Plan)>)> = vec![
-            ("backend to be compared with", Box::new(|plan| plan.stable.clear())),
-            ("backend to be compared with", Box::new(|plan| plan.stable = "v2".into())),
-            ("steps is empty", Box::new(|plan| plan.steps.clear())),
-            ("steps[1].weight is 5", Box::new(|plan| plan.steps[1].weight = 5)),
-            ("steps[1].weight is 100", Box::new(|plan| plan.steps[1].weight = 100)),
-            ("steps[0].weight is 0", Box::new(|plan| plan.steps[0].weight = 0)),
-            ("analysis.interval", Box::new(|plan| plan.interval = Duration::ZERO)),
-            ("analysis.failureLimit", Box::new(|plan| plan.failure_limit = 0)),
-            ("analysis.alpha is 1", Box::new(|plan| plan.alpha = 1.0)),
-            ("analysis.alpha is NaN", Box::new(|plan| plan.alpha = f64::NAN)),
-            ("analysis.gates[1].quantile is 1", Box::new(|plan| plan.gates[1].quantile = 1.0)),
-            ("analysis.gates[0]", Box::new(|plan| plan.gates[0].bound = Bound::Max(f64::NAN))),
-            ("analysis.gates[2]", Box::new(|plan| plan.gates[2].bound = Bound::MaxRegression(0.1))),
+        type Spoil = fn(&mut Plan);
+        let cases: [(&str, Spoil); 13] = [
+            ("backend to be compared with", |plan| plan.stable.clear()),
+            ("backend to be compared with", |plan| plan.stable = "v2".into()),
+            ("steps is empty", |plan| plan.steps.clear()),
+            ("steps[1].weight is 5", |plan| plan.steps[1].weight = 5),
+            ("steps[1].weight is 100", |plan| plan.steps[1].weight = 100),
+            ("steps[0].weight is 0", |plan| plan.steps[0].weight = 0),
+            ("analysis.interval", |plan| plan.interval = Duration::ZERO),
+            ("analysis.failureLimit", |plan| plan.failure_limit = 0),
+            ("analysis.alpha is 1", |plan| plan.alpha = 1.0),
+            ("analysis.alpha is NaN", |plan| plan.alpha = f64::NAN),
+            ("analysis.gates[1].quantile is 1", |plan| plan.gates[1].quantile = 1.0),
+            ("analysis.gates[0]", |plan| plan.gates[0].bound = Bound::Max(f64::NAN)),
+            ("analysis.gates[2]", |plan| plan.gates[2].bound = Bound::MaxRegression(0.1)),
         ];
         for (part, spoil) in cases {
             let mut plan = plan();
