@@ -42,9 +42,9 @@ pub fn judge(
         },
     };
     let interval = match (&theirs, gate.bound) {
-        (None, _) => alone(&mine, alpha),
+        (None, _) => alone(&mine, score, alpha),
         (Some(theirs), bound) => {
-            let more = against(&mine, theirs, alpha);
+            let more = against(&mine, theirs, score, alpha);
             // Regressions are worse and improvements better, whichever way that is.
             let worse_is_more = !score.higher_is_better();
             let turned = matches!(bound, Bound::MaxRegression(_)) != worse_is_more;
@@ -79,20 +79,30 @@ fn unknown(note: String) -> External {
     External { verdict: Verdict::NotMeasured, note: Some(note), ..External::default() }
 }
 
-fn alone(measured: &Measured, alpha: f64) -> Interval {
-    match measured.hits {
-        Some(hits) => proportion(Tally { hits, of: measured.n }, alpha),
+fn alone(measured: &Measured, score: Score, alpha: f64) -> Interval {
+    match bad(measured, score) {
+        Some(tally) => better(proportion(tally, alpha), 1.0, score),
         None => around(measured.mean, spread(measured), alpha),
     }
 }
 
-fn against(mine: &Measured, theirs: &Measured, alpha: f64) -> Interval {
-    match (mine.hits, theirs.hits) {
-        (Some(hits), Some(others)) => {
-            difference(Tally { hits, of: mine.n }, Tally { hits: others, of: theirs.n }, alpha)
-        }
+fn against(mine: &Measured, theirs: &Measured, score: Score, alpha: f64) -> Interval {
+    match (bad(mine, score), bad(theirs, score)) {
+        (Some(mine), Some(theirs)) => better(difference(mine, theirs, alpha), 0.0, score),
         _ => around(mine.mean - theirs.mean, spread(mine) + spread(theirs), alpha),
     }
+}
+
+/// The questions that went badly, of all: the intervals are made for small shares.
+fn bad(measured: &Measured, score: Score) -> Option<Tally> {
+    let hits = measured.hits?;
+    let of = measured.n;
+    Some(Tally { hits: if score.higher_is_better() { of.saturating_sub(hits) } else { hits }, of })
+}
+
+/// Where the score itself lies when what went badly lies there; `whole`: what both add up to.
+fn better(bad: Interval, whole: f64, score: Score) -> Interval {
+    if score.higher_is_better() { Interval { low: whole - bad.high, high: whole - bad.low } } else { bad }
 }
 
 /// The variance of the mean; infinite of fewer than two questions.
