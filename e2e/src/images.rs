@@ -104,14 +104,16 @@ pub fn build_and_load_models(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Builds the image of the test hub, with good and broken models, and gets it into the cluster.
-pub fn build_and_load_test_hub(paths: &Paths, programs: &Path) -> Result<()> {
+/// Builds the images that only tests use, the hub with good and broken models and the worker without any, and gets them into the
+/// cluster.
+pub fn build_and_load_test_images(paths: &Paths, programs: &Path) -> Result<()> {
     let target = Target::find()?;
     let _lock = lock::acquire(&paths.cache.join("images.lock"))?;
     let models = hub_models::lay_out(&paths.root, &paths.cache.join("hub"))?;
     let workshop = Workshop::open(paths)?;
     let base = workshop.base()?;
-    workshop.deliver(&components::test_hub(programs, &models), Some(&base), &target)
+    workshop.deliver(&components::test_hub(programs, &models), Some(&base), &target)?;
+    workshop.deliver(&components::test_worker(programs), Some(&base), &target)
 }
 
 /// What building needs, found once.

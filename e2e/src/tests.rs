@@ -31,9 +31,9 @@ const HUB_READY: Duration = Duration::from_secs(60);
 /// Starts the test hub on the cluster and points the operator at it.
 pub async fn prepare(paths: &Paths, tools: &Tools, programs: &Path) -> Result<()> {
     let (all, folder) = (paths.clone(), programs.to_path_buf());
-    tokio::task::spawn_blocking(move || images::build_and_load_test_hub(&all, &folder))
+    tokio::task::spawn_blocking(move || images::build_and_load_test_images(&all, &folder))
         .await
-        .context("the task that builds the test hub failed")??;
+        .context("the task that builds the images of the tests failed")??;
     let file = paths.root.join(HUB_MANIFEST);
     let manifest = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let manifest = Target::find()?.localized(&manifest);

@@ -79,6 +79,17 @@ pub fn test_hub(programs: &Path, folder: &Path) -> Component {
     }
 }
 
+/// The image of the server without a model, which stands in for the engine where tests need speed or faults.
+pub fn test_worker(programs: &Path) -> Component {
+    let program = "fairlead-test-worker";
+    Component {
+        name: program,
+        containerfile: "Containerfile.test-worker",
+        foundation: Foundation::Debian,
+        inputs: vec![Input { from: programs.join(program), name: program }],
+    }
+}
+
 /// The images of the models that the examples use: those in the checkout at `root`, and the embedding model in `embedding`.
 pub fn example_models(root: &Path, embedding: &Path) -> Vec<Component> {
     let mut all: Vec<_> =

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Gateway, SERVED, apply, await_ready, chat, eventually, example, get, in_namespace, kubectl,
+    Gateway, SERVED, apply, await_phase, await_ready, chat, eventually, example, get, in_namespace, kubectl,
     model_deployment, model_image, model_route,
 };
 
@@ -23,7 +23,7 @@ async fn a_canary_takes_over_step_by_step_and_git_sees_no_drift() -> Result<()> 
             step["hold"] = json!("3s");
         }
         apply(&namespace, &route).await?;
-        await_phase(&namespace, "Promoted").await?;
+        await_phase(&namespace, "support-chat", "Promoted").await?;
         let live = get(&namespace, "modelroute", "support-chat").await?;
         let rollout = &live["status"]["rollout"];
         let steps: Vec<(&str, u64)> = rollout["history"]
@@ -44,7 +44,7 @@ async fn a_canary_takes_over_step_by_step_and_git_sees_no_drift() -> Result<()> 
         route["spec"]["backends"] = json!([{"name": "v2", "modelDeployment": "tiny-v2", "weight": 100}]);
         route["spec"].as_object_mut().context("a spec")?.remove("canary");
         apply(&namespace, &route).await?;
-        await_phase(&namespace, "Idle").await?;
+        await_phase(&namespace, "support-chat", "Idle").await?;
         answered_by(&gateway, &model, "v2").await
     })
     .await
@@ -61,7 +61,7 @@ async fn a_person_pauses_aborts_and_retries_by_requests_in_the_status() -> Resul
         let mut route = model_route("support-chat", &model, &[("one", 1), ("two", 0)]);
         route["spec"]["canary"] = json!({"backend": "two", "steps": [{"weight": 40, "hold": "1h"}]});
         apply(&namespace, &route).await?;
-        await_phase(&namespace, "Progressing").await?;
+        await_phase(&namespace, "support-chat", "Progressing").await?;
         let gateway = Gateway::open().await?;
         for backend in ["one", "two"] {
             answered_by(&gateway, &model, backend).await?;
@@ -70,7 +70,7 @@ async fn a_person_pauses_aborts_and_retries_by_requests_in_the_status() -> Resul
             [("Pause", "Paused"), ("Abort", "RolledBack"), ("Retry", "Progressing"), ("Promote", "Promoted")]
         {
             ask(&namespace, action, "two").await?;
-            await_phase(&namespace, phase).await?;
+            await_phase(&namespace, "support-chat", phase).await?;
         }
         answered_by(&gateway, &model, "two").await?;
         ask(&namespace, "Promote", "another").await?;
@@ -91,15 +91,6 @@ async fn ask(namespace: &str, action: &str, canary: &str) -> Result<()> {
     let patch = ["patch", "modelroute", "support-chat", "--subresource=status", "--type=merge", "-p"];
     let text = request.to_string();
     kubectl(&[&["-n", namespace][..], &patch, &[&text]].concat()).await.map(drop)
-}
-
-async fn await_phase(namespace: &str, phase: &str) -> Result<()> {
-    eventually(SERVED, async || {
-        let status = get(namespace, "modelroute", "support-chat").await?["status"].clone();
-        ensure!(status["rollout"]["phase"] == phase, "not {phase}: {status}");
-        Ok(())
-    })
-    .await
 }
 
 async fn answered_by(gateway: &Gateway, model: &str, backend: &str) -> Result<()> {

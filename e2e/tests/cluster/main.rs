@@ -5,6 +5,7 @@
 
 mod bad_models;
 mod canary;
+mod changes;
 mod embeddings;
 mod engine_features;
 mod first_light;
@@ -12,8 +13,10 @@ mod gateway_errors;
 mod model_sources;
 mod pod_loss;
 mod retrieval;
+mod rollout;
 mod routes;
 mod sdk;
 mod settled;
 mod support;
+mod survives;
 mod versions;

@@ -4,13 +4,17 @@ pub mod gateway;
 pub mod kubectl;
 pub mod manifests;
 pub mod namespace;
+pub mod rollouts;
 pub mod wait;
+pub mod workers;
 
 pub use gateway::{Gateway, chat};
 pub use kubectl::{apply, get, kubectl};
 pub use manifests::{example, model_deployment, model_route};
 pub use namespace::in_namespace;
+pub use rollouts::{await_phase, history};
 pub use wait::{await_ready, await_reason, eventually};
+pub use workers::{Load, worker};
 
 /// Longest that a model may take to be served here: images are loaded already, the model is a few megabytes.
 pub const SERVED: std::time::Duration = std::time::Duration::from_secs(180);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use super::kubectl::root;
+use super::kubectl::{list, root};
 use super::wait::eventually;
 
 /// The gateway's Service at a loopback port for as long as this lives.
@@ -22,8 +22,22 @@ pub struct Gateway {
 impl Gateway {
     /// Forwards a free loopback port to the gateway's Service.
     pub async fn open() -> Result<Self> {
+        Self::forward("service/fairlead-gateway", ":80").await
+    }
+
+    /// The same for every gateway's pod.
+    pub async fn open_each() -> Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for pod in list("fairlead-system", "pod", "app.kubernetes.io/name=fairlead-gateway").await? {
+            let name = pod["metadata"]["name"].as_str().context("a pod has a name")?;
+            all.push(Self::forward(&format!("pod/{name}"), ":8080").await?);
+        }
+        Ok(all)
+    }
+
+    async fn forward(target: &str, port: &str) -> Result<Self> {
         let mut forward = Command::new(root().join("e2e/kubectl"))
-            .args(["-n", "fairlead-system", "port-forward", "service/fairlead-gateway", ":80"])
+            .args(["-n", "fairlead-system", "port-forward", target, port])
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .kill_on_drop(true)

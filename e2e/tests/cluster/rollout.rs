@@ -1,0 +1,193 @@
+//! Canaries under load: they take over without a failed request, and are taken back when users would feel them.
+//!
+//! The pods are workers without a model, for the rate; `canary.rs` and `versions.rs` do the same with engines.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use fairlead_test_worker::tally::Report;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Load, SERVED, apply, await_phase, await_ready, history, in_namespace, kubectl, model_route, worker,
+};
+
+/// Requests a second.
+const RATE: u32 = 200;
+/// How many standard deviations a share may be off: by chance once in half a million, as a test that runs often may not fail by chance.
+/// The 99 % interval, 2.58, is printed.
+const SIGMAS: f64 = 5.0;
+
+#[tokio::test]
+async fn a_good_canary_takes_over_under_load_and_no_request_fails() -> Result<()> {
+    in_namespace(async |namespace| {
+        workers(&namespace, &[]).await?;
+        let model = format!("good-{namespace}");
+        let mut route = model_route("chat", &model, &[("v1", 1), ("v2", 0)]);
+        apply(&namespace, &route).await?;
+        await_ready(&namespace, "modelroute", "chat", SERVED).await?;
+        let seconds = 100;
+        let load = Load::start(&namespace, "load", &model, RATE, seconds, &[]).await?;
+        let hold = "20s";
+        route["spec"]["canary"] = json!({
+            "backend": "v2",
+            "steps": [{"weight": 5, "hold": hold}, {"weight": 25, "hold": hold}, {"weight": 50, "hold": hold}],
+            "analysis": {"interval": "5s", "minRequests": 30, "onUndecided": "Promote", "gates": [
+                {"metric": "ErrorRate", "maxRegression": "5%"},
+                {"metric": "TimeToFirstToken", "quantile": "0.9", "maxRegression": "100%"},
+            ]},
+        });
+        apply(&namespace, &route).await?;
+        let live = await_phase(&namespace, "chat", "Promoted").await?;
+        let report = load.report(seconds).await?;
+        ensure!(report.failed.is_empty() && report.answered == report.sent, "{:?}", report.failed);
+        let rollout = &live["status"]["rollout"];
+        let weights: Vec<u64> = history(&live)?.iter().map(|(_, weight)| *weight).collect();
+        ensure!(weights == [5, 25, 50, 100], "{rollout}");
+        splits_are_as_decided(&live, &report)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_canary_that_fails_is_taken_back_and_stable_is_untouched() -> Result<()> {
+    taken_back("ErrorRate", &[("ERROR_RATE", "0.3")]).await
+}
+
+#[tokio::test]
+async fn a_canary_that_is_slow_to_begin_is_taken_back() -> Result<()> {
+    taken_back("TimeToFirstToken", &[("FIRST_TOKEN", "100ms")]).await
+}
+
+#[tokio::test]
+async fn a_canary_that_writes_slowly_is_taken_back() -> Result<()> {
+    taken_back("InterTokenLatency", &[("PER_TOKEN", "20ms")]).await
+}
+
+#[tokio::test]
+async fn users_stay_with_a_growing_canary() -> Result<()> {
+    in_namespace(async |namespace| {
+        workers(&namespace, &[]).await?;
+        let model = format!("sticky-{namespace}");
+        let mut route = model_route("chat", &model, &[("v1", 1), ("v2", 0)]);
+        route["spec"]["stickiness"] = json!({"by": "User"});
+        route["spec"]["canary"] = json!({"backend": "v2", "steps": [
+            {"weight": 10, "hold": "10s"}, {"weight": 40, "hold": "10s"}, {"weight": 80, "hold": "10s"},
+        ]});
+        let paused = route["spec"]["canary"].clone();
+        route["spec"].as_object_mut().context("a spec")?.remove("canary");
+        apply(&namespace, &route).await?;
+        await_ready(&namespace, "modelroute", "chat", SERVED).await?;
+        let seconds = 50;
+        let load = Load::start(&namespace, "load", &model, RATE, seconds, &["--users", "200"]).await?;
+        route["spec"]["canary"] = paused;
+        apply(&namespace, &route).await?;
+        await_phase(&namespace, "chat", "Promoted").await?;
+        let report = load.report(seconds).await?;
+        ensure!(report.failed.is_empty(), "{:?}", report.failed);
+        // Each of the 200 goes over once, and none comes back.
+        let moved = report.switches.get("v1>v2").copied().unwrap_or(0);
+        ensure!(
+            report.switches.get("v2>v1").is_none() && (150..=200).contains(&moved),
+            "{:?}",
+            report.switches
+        );
+        Ok(())
+    })
+    .await
+}
+
+/// A stable version and a canary that behaves as told, beside it.
+async fn workers(namespace: &str, canary: &[(&str, &str)]) -> Result<()> {
+    // What the canary is told again is what counts.
+    let usual = [("TOKENS", "8"), ("FIRST_TOKEN", "40ms"), ("PER_TOKEN", "4ms"), ("SPREAD", "0.3")];
+    let told = |name: &str| canary.iter().any(|(other, _)| *other == name);
+    let of_canary: Vec<_> =
+        usual.into_iter().filter(|(name, _)| !told(name)).chain(canary.to_vec()).collect();
+    apply(namespace, &worker("v1", &usual)).await?;
+    apply(namespace, &worker("v2", &of_canary)).await?;
+    for name in ["v1", "v2"] {
+        await_ready(namespace, "modeldeployment", name, SERVED).await?;
+    }
+    Ok(())
+}
+
+/// A canary that behaves so is taken back for this metric, soon, and stable answers all along.
+async fn taken_back(metric: &str, behaviour: &[(&str, &str)]) -> Result<()> {
+    in_namespace(async |namespace| {
+        workers(&namespace, behaviour).await?;
+        let model = format!("bad-{namespace}");
+        let mut route = model_route("chat", &model, &[("v1", 1), ("v2", 0)]);
+        apply(&namespace, &route).await?;
+        await_ready(&namespace, "modelroute", "chat", SERVED).await?;
+        let seconds = 60;
+        let load = Load::start(&namespace, "load", &model, RATE, seconds, &[]).await?;
+        route["spec"]["canary"] = json!({
+            "backend": "v2", "steps": [{"weight": 20, "hold": "10m"}],
+            "analysis": {"interval": "5s", "minRequests": 50, "gates": [
+                {"metric": "ErrorRate", "maxRegression": "5%"},
+                {"metric": "TimeToFirstToken", "quantile": "0.9", "maxRegression": "50%"},
+                {"metric": "InterTokenLatency", "quantile": "0.9", "maxRegression": "100%"},
+            ]},
+        });
+        apply(&namespace, &route).await?;
+        let live = await_phase(&namespace, "chat", "RolledBack").await?;
+        let rollout = &live["status"]["rollout"];
+        let gates = rollout["analysis"].as_array().context("status.rollout.analysis")?;
+        let failed: Vec<&str> = gates
+            .iter()
+            .filter(|gate| gate["verdict"] == "Fail")
+            .filter_map(|gate| gate["metric"].as_str())
+            .collect();
+        ensure!(failed.contains(&metric), "{metric} did not fail: {rollout}");
+        ensure!(rollout["message"].as_str().is_some_and(|message| message.contains("v2")), "{rollout}");
+        ensure!(live["status"]["split"] == "v1=100", "{}", live["status"]);
+        let report = load.report(seconds).await?;
+        let stable = report.backends.get("v1").context("nothing went to v1")?;
+        ensure!(stable.failed == 0, "stable failed: {report:?}");
+        let events = kubectl(&["-n", &namespace, "get", "events.events.k8s.io", "-o", "json"]).await?;
+        ensure!(events.contains("CanaryRolledBack"), "{events}");
+        // How soon: between the step's beginning and its end.
+        let moves = history(&live)?;
+        if let [(begun, _), .., (ended, _)] = moves.as_slice() {
+            println!(
+                "{metric}: taken back after {} s, looks are 5 s apart",
+                ended.duration_since(*begun).as_secs()
+            );
+        }
+        // What is over stays so while the load goes on, and nothing more goes to the canary.
+        let after = moves.last().context("a history")?.0.as_second() + 3;
+        let late = report.seconds.iter().filter(|second| second.at > after);
+        let gone: u64 = late.filter_map(|second| second.backends.get("v2")).sum();
+        ensure!(gone == 0, "{gone} requests went to the canary after it was taken back");
+        Ok(())
+    })
+    .await
+}
+
+/// Whether, while a weight was in force, the canary had that part of the requests, but for chance.
+fn splits_are_as_decided(live: &Value, report: &Report) -> Result<()> {
+    let moves = history(live)?;
+    for (index, (began, weight)) in moves.iter().enumerate() {
+        let end = moves.get(index + 1).map_or(i64::MAX, |(next, _)| next.as_second());
+        // A second is left out at each end: the decision falls into it.
+        let during =
+            report.seconds.iter().filter(|second| second.at > began.as_second() + 1 && second.at < end);
+        let mut count: BTreeMap<&str, u64> = BTreeMap::new();
+        for (backend, requests) in during.flat_map(|second| &second.backends) {
+            *count.entry(backend).or_default() += requests;
+        }
+        let canary = count.get("v2").copied().unwrap_or(0);
+        let all: u64 = count.values().sum();
+        ensure!(all > 500, "too few requests at {weight} %: {count:?}");
+        let (share, of) = (*weight as f64 / 100.0, all as f64);
+        let sigma = (of * share * (1.0 - share)).sqrt();
+        let off = (canary as f64 - of * share).abs();
+        println!(
+            "{weight} %: {canary} of {all}, {off:.0} off, 99 % of the time within {:.0}",
+            (2.576 * sigma).ceil()
+        );
+        ensure!(off <= SIGMAS * sigma, "{weight} %: {canary} of {all}");
+    }
+    Ok(())
+}
