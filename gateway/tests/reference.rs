@@ -11,6 +11,8 @@ use clap::CommandFactory;
 use fairlead_gateway::config::Cli;
 use fairlead_gateway::headers;
 use fairlead_gateway::metrics::{Api, Metrics, Outcome, RetryReason};
+use fairlead_gateway::observe::Variant;
+use fairlead_gateway::observe::variant::End;
 use fairlead_gateway::policy::Why;
 
 fn reference() -> String {
@@ -34,6 +36,10 @@ fn reference() -> String {
     metrics.request_started();
     metrics.request_finished(Api::ChatCompletions, 200, Outcome::Ok, Duration::ZERO, Some(Duration::ZERO));
     metrics.retried(RetryReason::Connect);
+    let variant = Variant::new("namespace/route", "backend");
+    variant.first_token(metrics.variants(), Duration::ZERO);
+    variant.between_tokens(metrics.variants(), 0.0);
+    variant.ended(metrics.variants(), End::Answered, Duration::ZERO, Some(1));
     metrics.endpoint_chosen(Why::LeastLoad, 0, 0);
     let rendered = metrics.render(Duration::ZERO).expect("metrics");
     let field = |kind: &str, name: &str| {

@@ -8,6 +8,7 @@ mod endpoint_choice;
 mod harness;
 mod kubernetes;
 mod manifests;
+mod observe;
 mod requests;
 mod retries;
 mod streaming;
