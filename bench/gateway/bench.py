@@ -134,21 +134,30 @@ def with_cpu(target, run):
     return result
 
 
+def warm_up(clients, targets):
+    """The first answers of some take seconds."""
+    bodies = clients.bodies("warm", 1, lambda _: chat(long_text(0, 700)))
+    bodies += clients.bodies("warm-stream", 1, lambda _: chat("mock:4:0", stream=True))
+    for target in targets:
+        target.wake()
+        try:
+            clients.wrk(target, bodies, 4, 1 if QUICK else 5)
+        except (Failed, subprocess.TimeoutExpired) as error:
+            say(f"warming up: {target.name}: {error}")
+        finally:
+            target.sleep()
+
+
 def saturation(clients, targets):
-    goals = {"nginx": 0.8, "litellm": 10.0}
     plain = clients.bodies("chat", 64, lambda index: chat(f"{index} " + long_text(index, 700)))
-    streamed = clients.bodies("stream", 64, lambda index: chat(f"mock:32:0 {index} " + long_text(index, 700), stream=True))
-    for what, bodies, wanted in (
-        ("requests/s at saturation, chats of 1 kB, 64 connections", plain, goals),
-        ("requests/s at saturation, streams of 32 tokens, 64 connections", streamed, {}),
-    ):
-        results = measure(what, targets, lambda target: with_cpu(target, lambda: clients.wrk(target, bodies, 64, SECONDS)))
-        compare(what, "requests/s", "higher", values(results, lambda result: result["perSecond"]), wanted)
-        compare(f"CPU per request, {what.split(', ')[1]}", "ms", "lower", values(results, lambda result: result["cpuMs"]))
-        for name, of_one in results.items():
-            if of_one and statistics.median(result["core"] for result in of_one) < 0.9:
-                busy = statistics.median(result["core"] for result in of_one)
-                note(f"{what}: {name} had {busy:.2f} cores busy: the clients and the mock server were the limit, not it")
+    what = "requests/s at saturation, chats of 1 kB, 64 connections"
+    results = measure(what, targets, lambda target: with_cpu(target, lambda: clients.wrk(target, plain, 64, SECONDS)))
+    compare(what, "requests/s", "higher", values(results, lambda result: result["perSecond"]), {"nginx": 0.8, "litellm": 10.0})
+    compare("CPU per request, chats of 1 kB", "ms", "lower", values(results, lambda result: result["cpuMs"]))
+    for name, of_one in results.items():
+        busy = statistics.median([result["core"] for result in of_one] or [1.0])
+        if busy < 0.9:
+            note(f"{what}: {name} had {busy:.2f} cores busy: the clients and the mock server were the limit, not it")
 
 
 def large_prompts(clients, targets):
@@ -174,14 +183,25 @@ def latencies(clients, targets, direct):
             compare(f"{quantile} of the added {what}, chats of 1 kB", "ms", "lower", added, limit=limit)
 
 
-def jitter(clients, targets, direct):
-    streams, tokens, interval = 32, 40 if QUICK else 200, 25
+def paced_streams(clients, targets, direct):
+    """Streams as engines send them, a token now and then: how evenly they arrive, and what each token takes."""
+    interval = 20
+    tokens = round(SECONDS * 1000 / interval)
     [body] = clients.bodies("paced", 1, lambda _: chat(f"mock:{tokens}:{interval}", stream=True))
-    what = f"gaps between tokens, {streams} streams of a token each {interval} ms"
-    results = measure(what, [direct, *targets], lambda target: clients.streams(target, body, streams, interval))
+
+    def read(target):
+        streams = 20 if target.name in SLOW else 200
+        before = target.cpu_seconds()
+        result = clients.streams(target, body, streams, interval)
+        return result | {"cpuUs": 1e6 * (target.cpu_seconds() - before) / (streams * tokens)}
+
+    what = f"200 streams of a token each {interval} ms (LiteLLM: 20)"
+    results = measure(what, [direct, *targets], read)
     for quantile in ("p50", "p99"):
-        read = values(results, lambda result: 1000 * result[quantile])
-        compare(f"{quantile} of how far they are off, {what}", "ms", "lower", read)
+        off = values(results, lambda result: 1000 * result[quantile])
+        compare(f"{quantile} of how far the gaps between tokens are off, {what}", "ms", "lower", off)
+    results.pop("direct")
+    compare(f"CPU per token, {what}", "us", "lower", values(results, lambda result: result["cpuUs"]))
 
 
 def idle_streams(clients, targets):
@@ -248,6 +268,21 @@ def flat_memory(clients, ours):
     add_row(metric, "MB", "lower", late, "itself before", early, 0.95)
 
 
+def open_files(streams):
+    """Allows as many files as the streams need, two for each in a gateway, and says how many streams there can be."""
+    spare = 400
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = max(hard, 2 * streams + spare)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        if 2 * streams + spare > hard:
+            streams = (hard - spare) // 2
+            note(f"{streams} idle streams and no more: a process may have no more than {hard} files open here (ulimit -Hn)")
+    return streams
+
+
 def start(binary, nginx, folder, upstreams):
     """The gateways that start; why one does not is noted."""
     def python_version(name):
@@ -285,15 +320,7 @@ def main():
     if described["loadAverage"][0] > 0.5:
         note(f"the machine is not quiet: its load average is {described['loadAverage'][0]:.2f}")
     global STREAMS
-    files = 2 * STREAMS + 2048
-    try:
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, hard), max(files, hard)))
-    except (ValueError, OSError):
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        STREAMS = (hard - 2048) // 2
-        note(f"only {STREAMS} idle streams: no more than {hard} files may be open (ulimit -n)")
+    STREAMS = open_files(STREAMS)
     folder = Path(tempfile.mkdtemp(prefix="bench-gateway-"))
     processes = []
     try:
@@ -307,11 +334,12 @@ def main():
         if not targets or targets[0].name != "fairlead":
             raise SystemExit("error: our own gateway was not started, see above")
         clients, direct = Clients(load, folder), Direct(upstreams[0])
+        warm_up(clients, targets)
         for measurement, arguments in (
             (saturation, (clients, targets)),
             (large_prompts, (clients, targets)),
             (latencies, (clients, targets, direct)),
-            (jitter, (clients, targets, direct)),
+            (paced_streams, (clients, targets, direct)),
             (idle_streams, (clients, targets)),
             (flat_memory, (clients, targets[0])),
         ):

@@ -1,6 +1,7 @@
 """Starts the mock server and the gateways in front of it, and reads what they take of the machine."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -178,8 +179,9 @@ def nginx(binary, upstreams, cores, folder):
     temporary = " ".join(
         f"{kind}_temp_path {folder}/nginx/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     configuration.write_text(f"""
-daemon off; worker_processes 1; worker_rlimit_nofile 65536; pid {folder}/nginx/pid; error_log stderr error;
+daemon off; worker_processes 1; worker_rlimit_nofile {files}; pid {folder}/nginx/pid; error_log stderr error;
 events {{ worker_connections 32768; }}
 http {{
   access_log off; {temporary}
@@ -220,7 +222,9 @@ def litellm(version, upstreams, cores, folder):
         for upstream in upstreams
     )
     configuration.write_text(f"model_list:\n{deployments}")
-    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_LOG": "ERROR"}
+    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_LOG": "ERROR",
+           # Without keys, as all of them are run here.
+           "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
     command = [Path(sys.executable).parent / "litellm", "--config", configuration, "--host", "127.0.0.1", "--port", port]
     command += ["--num_workers", 1]
     log = folder / "litellm.log"

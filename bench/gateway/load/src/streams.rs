@@ -23,7 +23,8 @@ pub fn run(request: &Request, streams: usize, interval: Duration) -> anyhow::Res
                 let Ok(mut results) = results.lock() else { return };
                 match read {
                     Ok(times) => {
-                        results.0.extend(times.windows(2).map(|pair| (pair[1] - pair[0]).abs_diff(interval)))
+                        let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+                        results.0.extend(gaps.map(|gap| gap.abs_diff(interval)));
                     }
                     Err(error) => results.1.push(format!("{error:#}")),
                 }
