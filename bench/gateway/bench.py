@@ -180,7 +180,8 @@ def latencies(clients, targets, direct):
         for quantile, limit in (("p50", None), ("p99", 1.0)):
             base = statistics.median(result[quantile] for result in plain)
             added = values(results, lambda result: 1000 * (result[quantile] - base))
-            compare(f"{quantile} of the added {what}, chats of 1 kB", "ms", "lower", added, limit=limit)
+            # Two runs of the same differ by some microseconds.
+            compare(f"{quantile} of the added {what}, chats of 1 kB", "ms", "lower", added, limit=limit, least=0.01)
 
 
 def paced_streams(clients, targets, direct):

@@ -27,29 +27,29 @@ def spread(values):
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "repeats": len(values)}
 
 
-def add_row(metric, unit, better, ours, peer=None, theirs=None, goal=None):
-    """`ours` and `theirs` are the measurements of the repeats. A goal that is a limit has the limit as its peer, and the goal 1."""
+def add_row(metric, unit, better, ours, peer=None, theirs=None, goal=None, least=1e-6):
+    """`ours` and `theirs` are the measurements of the repeats. A goal that is a limit has the limit as its peer, and the goal 1. What
+    is below `least` cannot be told from nothing, and counts as that in the ratio."""
     row = {"metric": metric, "unit": unit, "ours": statistics.median(ours), "better": better, "oursSpread": spread(ours)}
     if theirs:
         row |= {"peer": peer, "theirs": statistics.median(theirs), "theirsSpread": spread(theirs)}
         over, under = (row["ours"], row["theirs"]) if better == "higher" else (row["theirs"], row["ours"])
-        # What could not be told from nothing is as good as a microsecond, or a byte.
-        row["ratio"] = max(over, 1e-6) / max(under, 1e-6)
+        row["ratio"] = max(over, least) / max(under, least)
     if goal is not None:
         row["goal"] = goal
     rows.append(row)
 
 
-def compare(metric, unit, better, measured, goals=None, limit=None):
+def compare(metric, unit, better, measured, goals=None, limit=None, least=1e-6):
     """A row for each peer that was measured, `measured` being {gateway: [value of each repeat]}."""
     ours = measured.get("fairlead")
     if not ours:
         return
     if limit is not None:
-        add_row(metric, unit, better, ours, "limit", [limit], 1.0)
+        add_row(metric, unit, better, ours, "limit", [limit], 1.0, least)
     peers = {name: values for name, values in measured.items() if name != "fairlead" and values}
     for name, values in peers.items():
-        add_row(metric, unit, better, ours, name, values, (goals or {}).get(name))
+        add_row(metric, unit, better, ours, name, values, (goals or {}).get(name), least)
     if not peers and limit is None:
         add_row(metric, unit, better, ours)
 
