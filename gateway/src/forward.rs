@@ -104,7 +104,7 @@ fn note(error: &AttemptError, in_flight: &InFlight, exchange: &mut Exchange) {
     match error {
         AttemptError::Busy(..) => exchange.attempt_refused(),
         AttemptError::Connect(_) | AttemptError::Reset(_) | AttemptError::Timeout(_) => {
-            exchange.attempt_failed()
+            exchange.attempt_failed();
         }
     }
     let (failure, detail) = match error {
