@@ -60,6 +60,14 @@ pub mod stalled {
     pub const RUN_FAILED: &str = "RunFailed";
 }
 
+/// Reasons of events about an Evaluation's runs.
+pub mod evaluation {
+    /// A backend has answered the questions.
+    pub const SCORED: &str = "Scored";
+    /// It could not be asked.
+    pub const RUN_FAILED: &str = "RunFailed";
+}
+
 /// Reasons of events about a route's canary.
 pub mod rollout {
     /// The canary's share was decided: a step has begun, or goes on.

@@ -87,7 +87,7 @@ pub struct EvaluationSpec {
     #[schemars(length(max = 7), extend("x-kubernetes-list-type" = "set"))]
     pub scores: Vec<Score>,
     /// Differences between an answer and what was expected that do not count. Default: Case, Punctuation and Articles, as in
-    /// SQuAD. An empty list compares character by character.
+    /// SQuAD. White space never counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "set"))]
     pub ignore: Option<Vec<Ignored>>,

@@ -75,8 +75,8 @@ pub fn definitions() -> Result<Vec<CustomResourceDefinition>, SchemaError> {
             "Evaluation",
             Evaluation::crd(),
             &[rule(
-                "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$')",
-                "metadata.name must be 1 to 50 lower-case letters, digits and -, beginning with a letter: Jobs get this name with a suffix",
+                "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')",
+                "metadata.name must be 1 to 40 lower-case letters, digits and -, beginning with a letter: Jobs get this name with a suffix",
             )],
         )?,
         // A ModelDeployment's name becomes the name of a Service (a DNS-1035 label) with room for a suffix.

@@ -9,6 +9,9 @@ pub struct Settings {
     /// Image of the inference pods, where a ModelDeployment names no other.
     #[arg(long, env = "FAIRLEAD_INFERENCE_IMAGE", default_value = "localhost/fairlead-inference:dev")]
     pub inference_image: String,
+    /// Image of the pods that ask an Evaluation's questions, where it names no other.
+    #[arg(long, env = "FAIRLEAD_RAG_IMAGE", default_value = "localhost/fairlead-rag:dev")]
+    pub rag_image: String,
     /// Hub that hf:// models come from, for the operator and the inference pods.
     #[arg(long, env = "HF_ENDPOINT", default_value = "https://huggingface.co")]
     pub hf_endpoint: String,

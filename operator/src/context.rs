@@ -1,4 +1,4 @@
-//! What every reconcile can use. Made once; shared by both controllers.
+//! What every reconcile can use. Made once; shared by all controllers.
 
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ pub struct Context {
     pub model_deployments: Applier,
     /// Writes the statuses of ModelRoutes.
     pub model_routes: Applier,
+    /// Writes the children and statuses of Evaluations.
+    pub evaluations: Applier,
     /// Publishes events.
     pub recorder: Recorder,
     /// Counts.
@@ -61,6 +63,12 @@ impl Context {
                 client.clone(),
                 "fairlead-operator/modelroute",
                 Kind::ModelRoute,
+                metrics.clone(),
+            ),
+            evaluations: Applier::new(
+                client.clone(),
+                "fairlead-operator/evaluation",
+                Kind::Evaluation,
                 metrics.clone(),
             ),
             recorder: Recorder::new(client.clone(), reporter),

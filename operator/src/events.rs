@@ -1,7 +1,8 @@
 //! Events: what `kubectl describe` tells of an object's past. One for each transition of its `Ready` condition; the
 //! reasons are those of the conditions (`fairlead_crds::condition`), so that both can be searched for alike.
 
-use fairlead_crds::condition::{READY, STALLED, rollout};
+use fairlead_crds::condition::{READY, STALLED, evaluation, rollout};
+use fairlead_crds::evaluation::{EvaluationResult, Outcome};
 use fairlead_crds::model_route::canary::RolloutStatus;
 use fairlead_rollout::{Phase, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -23,6 +24,15 @@ pub fn transition(before: &[Condition], after: &[Condition]) -> Option<Event> {
     }
     let type_ = if find(after, STALLED).is_some() { EventType::Warning } else { EventType::Normal };
     Some(event(type_, ready.reason, &ready.message))
+}
+
+/// The event that the end of a run deserves.
+pub fn evaluated(result: &EvaluationResult) -> Event {
+    let (type_, reason) = match result.outcome {
+        Outcome::Completed => (EventType::Normal, evaluation::SCORED),
+        Outcome::Failed => (EventType::Warning, evaluation::RUN_FAILED),
+    };
+    event(type_, reason.to_owned(), &crate::evaluation::status::in_words(result))
 }
 
 /// The event that a move of a canary deserves: when its phase or its weight has changed, or when it has begun to lack something.

@@ -10,6 +10,7 @@ pub mod conditions;
 pub mod config;
 pub mod context;
 pub mod error;
+pub mod evaluation;
 pub mod events;
 pub mod inspector;
 pub mod leader;

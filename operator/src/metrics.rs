@@ -19,6 +19,8 @@ pub enum Kind {
     ModelDeployment,
     /// ModelRoute.
     ModelRoute,
+    /// Evaluation.
+    Evaluation,
 }
 
 /// How a reconcile ended.

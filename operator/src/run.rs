@@ -15,7 +15,7 @@ use crate::leader::Candidate;
 use crate::metrics::{Kind, Metrics};
 use crate::server::{self, Health, Refresh};
 use crate::stores::{self, Stores};
-use crate::{conditions, model_deployment, model_route};
+use crate::{conditions, evaluation, model_deployment, model_route};
 
 /// Runs the operator until `stop`.
 ///
@@ -90,9 +90,10 @@ async fn lead(
     // Stops the controllers at shutdown and when leadership is lost.
     let controllers_stop = CancellationToken::new();
     let stores = context.stores.clone();
-    let (deployments, routes) = controllers(context, watches, &controllers_stop);
+    let (deployments, routes, evaluations) = controllers(context, watches, &controllers_stop);
     let mut deployments = tokio::spawn(deployments);
     let mut routes = tokio::spawn(routes);
+    let mut evaluations = tokio::spawn(evaluations);
     let filled = tokio::spawn(async move {
         stores.wait_until_ready().await;
         ready.store(true, Ordering::Relaxed);
@@ -102,12 +103,13 @@ async fn lead(
         led = candidate.keep(stop) => led,
         _ = &mut deployments => { tracing::error!("the ModelDeployment controller ended"); false }
         _ = &mut routes => { tracing::error!("the ModelRoute controller ended"); false }
+        _ = &mut evaluations => { tracing::error!("the Evaluation controller ended"); false }
     };
     controllers_stop.cancel();
     filled.abort();
     // Reconciles that have begun may finish, but not for longer than the Lease holds without being renewed.
     let finished = async {
-        for controller in [deployments, routes] {
+        for controller in [deployments, routes, evaluations] {
             if !controller.is_finished() {
                 let _ = controller.await;
             }
@@ -123,7 +125,11 @@ fn controllers(
     context: Arc<Context>,
     watches: stores::Watches,
     stop: &CancellationToken,
-) -> (impl Future<Output = ()> + Send + 'static, impl Future<Output = ()> + Send + 'static) {
+) -> (
+    impl Future<Output = ()> + Send + 'static,
+    impl Future<Output = ()> + Send + 'static,
+    impl Future<Output = ()> + Send + 'static,
+) {
     let stores::Watches {
         model_deployments,
         model_routes,
@@ -136,10 +142,18 @@ fn controllers(
         pods,
         nodes,
         gateways,
+        evaluations,
+        evaluation_jobs,
+        evaluation_pods,
+        every_config_map,
     } = watches;
     // Nobody is triggered by gateways; the store is read when a canary is looked at.
     tokio::spawn(stores::follow(gateways, stop.clone()));
     let (changed, routes_of_changed) = model_route::triggers::channel();
+    let (changed_for_evaluations, evaluations_of_changed) = evaluation::triggers::channel();
+    let model_deployments =
+        evaluation::triggers::tell_of_deployments(model_deployments, changed_for_evaluations.clone());
+    let model_routes = evaluation::triggers::tell_of_routes(model_routes, changed_for_evaluations);
     let deployments = model_deployment::controller::run(
         context.clone(),
         model_deployment::controller::Triggers {
@@ -155,13 +169,24 @@ fn controllers(
         },
         stop.clone(),
     );
+    let evaluations = evaluation::controller::run(
+        context.clone(),
+        evaluation::controller::Triggers {
+            evaluations: model_route::triggers::tell_of_evaluations(evaluations, changed.clone()),
+            evaluation_jobs,
+            evaluation_pods,
+            every_config_map,
+            changed: evaluations_of_changed,
+        },
+        stop.clone(),
+    );
     let routes = model_route::controller::run(
         context,
         model_route::triggers::tell_of_routes(model_routes, changed),
         routes_of_changed,
         stop.clone(),
     );
-    (deployments, routes)
+    (deployments, routes, evaluations)
 }
 
 /// Counts objects by state when metrics are read.
@@ -191,6 +216,11 @@ impl Refresh for Counts {
         count(
             Kind::ModelRoute,
             of_routes.map(|it| it.status.clone().unwrap_or_default().conditions).collect(),
+        );
+        let of_evaluations = self.stores.evaluations.state().into_iter();
+        count(
+            Kind::Evaluation,
+            of_evaluations.map(|it| it.status.clone().unwrap_or_default().conditions).collect(),
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What the operator knows of the cluster: one watch and one store per kind, shared by both controllers. A reconcile reads
+//! What the operator knows of the cluster: one watch and one store per kind, shared by all controllers. A reconcile reads
 //! from here and never lists.
 
 use std::fmt::Debug;
@@ -6,9 +6,10 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use fairlead_crds::MODEL_DEPLOYMENT_LABEL;
+use fairlead_crds::evaluation::Evaluation;
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
+use fairlead_crds::{EVALUATION_LABEL, MODEL_DEPLOYMENT_LABEL};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -23,6 +24,7 @@ use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, predicates, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// Every store. Cloning is cheap.
@@ -50,6 +52,12 @@ pub struct Stores {
     pub nodes: Store<PartialObjectMeta<Node>>,
     /// Where the gateways' admin ports are. Not waited for: without it canaries with gates wait, and nothing else does.
     pub gateways: Store<EndpointSlice>,
+    /// Evaluations.
+    pub evaluations: Store<Evaluation>,
+    /// Jobs that ask an Evaluation's questions.
+    pub evaluation_jobs: Store<Job>,
+    /// Their pods.
+    pub evaluation_pods: Store<Pod>,
     filled: Arc<Filled>,
 }
 
@@ -80,7 +88,7 @@ impl Filled {
 /// Label that an EndpointSlice has of its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// Stores in [`Stores`] that are waited for.
-const STORES: usize = 10;
+const STORES: usize = 13;
 
 /// Objects as they come and go; the store is up to date before an object is yielded.
 pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -109,12 +117,21 @@ pub struct Watches {
     pub nodes: Changes<PartialObjectMeta<Node>>,
     /// EndpointSlices of the gateways' admin Service.
     pub gateways: Changes<EndpointSlice>,
+    /// Evaluations.
+    pub evaluations: Changes<Evaluation>,
+    /// Jobs that ask an Evaluation's questions.
+    pub evaluation_jobs: Changes<Job>,
+    /// Their pods.
+    pub evaluation_pods: Changes<Pod>,
+    /// Every ConfigMap's metadata, kept nowhere: any may have an Evaluation's questions.
+    pub every_config_map: Changes<PartialObjectMeta<ConfigMap>>,
 }
 
 /// Opens every watch. `gateways`: namespace and name of the gateways' admin Service.
 pub fn open(client: &Client, (namespace, service): (&str, &str)) -> (Stores, Watches) {
     let every = watcher::Config::default();
     let ours = watcher::Config::default().labels(MODEL_DEPLOYMENT_LABEL);
+    let of_evaluations = watcher::Config::default().labels(EVALUATION_LABEL);
     let filled = Filled::new(STORES);
     let (model_deployments, model_deployment_changes) = reflect(client, every.clone(), &filled);
     let (model_routes, model_route_changes) = reflect(client, every.clone(), &filled);
@@ -125,9 +142,14 @@ pub fn open(client: &Client, (namespace, service): (&str, &str)) -> (Stores, Wat
     let (pod_disruption_budgets, pod_disruption_budget_changes) = reflect(client, ours.clone(), &filled);
     let (jobs, job_changes) = reflect(client, ours.clone(), &filled);
     let (pods, pod_changes) = reflect(client, ours, &filled);
-    let (nodes, node_changes) = reflect::<PartialObjectMeta<Node>>(client, every, &filled);
     let slices = watcher::Config::default().labels(&format!("{SERVICE_LABEL}={service}"));
     let (gateways, gateway_changes) = reflect_in(Api::namespaced(client.clone(), namespace), slices, None);
+    let (nodes, node_changes) = reflect::<PartialObjectMeta<Node>>(client, every.clone(), &filled);
+    let (evaluations, evaluation_changes) = reflect(client, every.clone(), &filled);
+    let (evaluation_jobs, evaluation_job_changes) = reflect(client, of_evaluations.clone(), &filled);
+    let (evaluation_pods, evaluation_pod_changes) = reflect(client, of_evaluations, &filled);
+    let every_config_map =
+        watcher(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), every).default_backoff();
     (
         Stores {
             model_deployments,
@@ -141,6 +163,9 @@ pub fn open(client: &Client, (namespace, service): (&str, &str)) -> (Stores, Wat
             pods,
             nodes,
             gateways,
+            evaluations,
+            evaluation_jobs,
+            evaluation_pods,
             filled,
         },
         Watches {
@@ -157,6 +182,10 @@ pub fn open(client: &Client, (namespace, service): (&str, &str)) -> (Stores, Wat
                 .predicate_filter(predicates::labels, kube::runtime::PredicateConfig::default())
                 .boxed(),
             gateways: gateway_changes.boxed(),
+            evaluations: evaluation_changes.boxed(),
+            evaluation_jobs: evaluation_job_changes.boxed(),
+            evaluation_pods: evaluation_pod_changes.boxed(),
+            every_config_map: every_config_map.touched_objects().boxed(),
         },
     )
 }
@@ -240,6 +269,27 @@ where
     }
 }
 
+/// Passes changes on, after telling another controller of each. The channel is bounded: a watch waits until that controller
+/// has taken what it was told.
+pub fn told<K: Send + 'static, C: Send + 'static>(
+    changes: Changes<K>,
+    tell: mpsc::Sender<C>,
+    what: impl Fn(&K) -> C + Send + Sync + Copy + 'static,
+) -> Changes<K> {
+    changes
+        .then(move |change| {
+            let tell = tell.clone();
+            async move {
+                if let Ok(object) = &change {
+                    // Fails only when the other controller has ended, at shutdown.
+                    let _ = tell.send(what(object)).await;
+                }
+                change
+            }
+        })
+        .boxed()
+}
+
 impl Stores {
     /// Waits until each store has been filled once.
     ///
@@ -267,6 +317,9 @@ impl Stores {
         let (pods, pods_writer) = store();
         let (nodes, nodes_writer) = store();
         let (gateways, gateways_writer) = store();
+        let (evaluations, evaluations_writer) = store();
+        let (evaluation_jobs, evaluation_jobs_writer) = store();
+        let (evaluation_pods, evaluation_pods_writer) = store();
         (
             Self {
                 model_deployments,
@@ -280,6 +333,9 @@ impl Stores {
                 pods,
                 nodes,
                 gateways,
+                evaluations,
+                evaluation_jobs,
+                evaluation_pods,
                 filled: Filled::new(0),
             },
             Writers {
@@ -294,6 +350,9 @@ impl Stores {
                 pods: pods_writer,
                 nodes: nodes_writer,
                 gateways: gateways_writer,
+                evaluations: evaluations_writer,
+                evaluation_jobs: evaluation_jobs_writer,
+                evaluation_pods: evaluation_pods_writer,
             },
         )
     }
@@ -313,6 +372,9 @@ pub struct Writers {
     pub pods: Writer<Pod>,
     pub nodes: Writer<PartialObjectMeta<Node>>,
     pub gateways: Writer<EndpointSlice>,
+    pub evaluations: Writer<Evaluation>,
+    pub evaluation_jobs: Writer<Job>,
+    pub evaluation_pods: Writer<Pod>,
 }
 
 /// The object of a namespace and name, if it is there.

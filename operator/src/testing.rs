@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
+use fairlead_crds::EVALUATION_LABEL;
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
 use fairlead_fetch::Inspection;
@@ -233,6 +234,11 @@ impl Cluster {
         self.api.objects.lock().unwrap().get(path).cloned()
     }
 
+    /// The paths of the objects that are there, below one.
+    pub fn paths(&self, below: &str) -> Vec<String> {
+        self.api.objects.lock().unwrap().keys().filter(|path| path.starts_with(below)).cloned().collect()
+    }
+
     /// The writes since the last call.
     pub fn writes(&self) -> Vec<String> {
         std::mem::take(&mut self.api.writes.lock().unwrap())
@@ -258,8 +264,15 @@ impl Cluster {
         fill(&mut self.writers.config_maps, &objects, "/configmaps/");
         fill(&mut self.writers.service_accounts, &objects, "/serviceaccounts/");
         fill(&mut self.writers.pod_disruption_budgets, &objects, "/poddisruptionbudgets/");
-        fill(&mut self.writers.jobs, &objects, "/jobs/");
-        fill(&mut self.writers.pods, &objects, "/pods/");
+        let (of_evaluations, others): (BTreeMap<_, _>, BTreeMap<_, _>) = objects
+            .clone()
+            .into_iter()
+            .partition(|(_, object)| !object["metadata"]["labels"][EVALUATION_LABEL].is_null());
+        fill(&mut self.writers.jobs, &others, "/jobs/");
+        fill(&mut self.writers.pods, &others, "/pods/");
+        fill(&mut self.writers.evaluations, &objects, "/evaluations/");
+        fill(&mut self.writers.evaluation_jobs, &of_evaluations, "/jobs/");
+        fill(&mut self.writers.evaluation_pods, &of_evaluations, "/pods/");
         fill(&mut self.writers.nodes, &objects, "/nodes/");
         fill(&mut self.writers.gateways, &objects, "/endpointslices/");
     }
@@ -287,6 +300,7 @@ pub fn settings() -> Settings {
     let mut settings = Settings::parse_from(["fairlead-operator"]);
     settings.hf_endpoint = "http://hub.test".to_owned();
     settings.inference_image = "registry.test/fairlead-inference:1".to_owned();
+    settings.rag_image = "registry.test/fairlead-rag:1".to_owned();
     settings
 }
 

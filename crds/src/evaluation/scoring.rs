@@ -63,7 +63,7 @@ impl Score {
 pub enum Ignored {
     /// Upper and lower case.
     Case,
-    /// Punctuation and symbols, of any script.
+    /// Punctuation of any script, and ASCII symbols such as $ and +.
     Punctuation,
     /// The English articles a, an and the.
     Articles,

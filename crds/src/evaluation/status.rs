@@ -91,6 +91,9 @@ pub struct EvaluationResult {
     pub backend: String,
     /// The ModelDeployment that was asked.
     pub model_deployment: String,
+    /// The name that it was asked by: its own, or an adapter's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// The revision that answered.
     #[schemars(length(max = 63))]
     pub revision: String,

@@ -62,6 +62,7 @@ pub fn components(programs: &Path) -> Vec<Component> {
             Foundation::Libtorch,
             &["fairlead-inference", "fairlead-model-copy"],
         ),
+        component("fairlead-rag", "Containerfile.rag", Foundation::Debian, &["fairlead-rag"]),
     ]
 }
 

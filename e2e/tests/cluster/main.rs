@@ -8,6 +8,7 @@ mod canary;
 mod changes;
 mod embeddings;
 mod engine_features;
+mod evaluation;
 mod first_light;
 mod gateway_errors;
 mod model_sources;

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod encoders;
+mod evaluation;
 mod failure;
 mod first_chat;
 mod model;

@@ -116,7 +116,7 @@ fn keep(output: impl AsyncRead + Unpin + Send + 'static, log: Arc<Mutex<Vec<Valu
 }
 
 /// A program of this checkout, built in the profile that this test was built in.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);

@@ -1,18 +1,18 @@
-//! Which routes to look at again when something else has changed: a ModelDeployment that they name, or another route that
-//! claims, or claimed, their model name.
+//! Which routes to look at again when something else has changed: a ModelDeployment that they name, another route that
+//! claims, or claimed, their model name, or an Evaluation that a canary may be judged by.
 //!
 //! The watches of both kinds feed one stream each, for their own controllers; here they also tell the route controller, after
 //! the stores are up to date. The channel is bounded: a watch waits until the route controller has taken what it was told.
 
 use fairlead_crds::condition::{READY, stalled};
+use fairlead_crds::evaluation::Evaluation;
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
-use futures::StreamExt;
 use kube::ResourceExt;
 use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc;
 
-use crate::stores::Changes;
+use crate::stores::{Changes, told};
 
 const CAPACITY: usize = 256;
 
@@ -23,6 +23,8 @@ pub enum Changed {
     Deployment(String, String),
     /// A route that claims this model name.
     Route(String),
+    /// An Evaluation of this namespace.
+    Evaluation(String),
 }
 
 /// A channel for changes.
@@ -43,23 +45,9 @@ pub fn tell_of_routes(changes: Changes<ModelRoute>, tell: mpsc::Sender<Changed>)
     told(changes, tell, |it| Changed::Route(it.model_name()))
 }
 
-fn told<K: Send + 'static>(
-    changes: Changes<K>,
-    tell: mpsc::Sender<Changed>,
-    what: impl Fn(&K) -> Changed + Send + Sync + Copy + 'static,
-) -> Changes<K> {
-    changes
-        .then(move |change| {
-            let tell = tell.clone();
-            async move {
-                if let Ok(object) = &change {
-                    // Fails only when the route controller has ended, at shutdown.
-                    let _ = tell.send(what(object)).await;
-                }
-                change
-            }
-        })
-        .boxed()
+/// Passes Evaluations on, and tells of each.
+pub fn tell_of_evaluations(changes: Changes<Evaluation>, tell: mpsc::Sender<Changed>) -> Changes<Evaluation> {
+    told(changes, tell, |it| Changed::Evaluation(it.namespace().unwrap_or_default()))
 }
 
 /// The routes that a change concerns.
@@ -68,6 +56,9 @@ pub fn concerned(changed: &Changed, routes: &Store<ModelRoute>) -> Vec<ObjectRef
         Changed::Deployment(namespace, name) => {
             route.metadata.namespace.as_ref() == Some(namespace)
                 && route.spec.backends.iter().any(|backend| backend.model_deployment.as_ref() == Some(name))
+        }
+        Changed::Evaluation(namespace) => {
+            route.metadata.namespace.as_ref() == Some(namespace) && route.spec.canary.is_some()
         }
         // A route that was renamed gives a name up that is not told here; whoever waits for one looks again.
         Changed::Route(model) => route.model_name() == *model || waits_for_name(route),

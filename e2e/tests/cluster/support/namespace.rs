@@ -29,8 +29,8 @@ where
 
 async fn dump(namespace: &str) {
     for arguments in [
-        &["get", "modeldeployments,modelroutes,deployments,jobs,pods", "-o", "wide"][..],
-        &["get", "modeldeployments,modelroutes", "-o", "yaml"],
+        &["get", "modeldeployments,modelroutes,evaluations,deployments,jobs,pods", "-o", "wide"][..],
+        &["get", "modeldeployments,modelroutes,evaluations", "-o", "yaml"],
         &["get", "events", "--sort-by=.lastTimestamp"],
         &[
             "logs",

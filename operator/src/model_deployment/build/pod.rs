@@ -40,7 +40,7 @@ const COPY_TOOL: &str = "fairlead-model-copy";
 /// Where the models volume is in the container that copies; the image has its own `/models`.
 const COPY_TARGET: &str = "/model-dir";
 /// A user without a name or rights in any image.
-const USER: i64 = 65_532;
+pub const USER: i64 = 65_532;
 /// Port of the OpenAI API.
 const PORT: i32 = 8000;
 
