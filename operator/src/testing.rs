@@ -66,7 +66,12 @@ impl ApiServer {
                 *version += 1;
                 if let Some(path) = path.strip_suffix("/status") {
                     let Some(object) = objects.get_mut(path) else { return status(404) };
+                    // A person's: the operator's apply does not own it.
+                    let request = object["status"]["request"].take();
                     object["status"] = body["status"].clone();
+                    if !request.is_null() {
+                        object["status"]["request"] = request;
+                    }
                     object["metadata"]["resourceVersion"] = json!(version.to_string());
                     return (200, object.clone());
                 }

@@ -49,6 +49,10 @@ impl Evaluation {
         match found {
             None => Standing::Pending,
             Some(result) if result.outcome == Outcome::Completed => Standing::Scored(result),
+            // Something has changed that may help, or somebody has asked.
+            Some(_) if status.current.iter().any(|it| it.backend == backend && it.job.is_some()) => {
+                Standing::Pending
+            }
             Some(result) => Standing::Failed(result.message.as_deref().unwrap_or("the run failed")),
         }
     }
@@ -145,8 +149,16 @@ mod tests {
         let mut failed = result("v1", "r1", "now");
         failed["outcome"] = json!("Failed");
         failed["message"] = json!("no route to host");
-        let known = evaluation(1, &json!({"observedGeneration": 1, "inputs": "now", "results": [failed]}));
+        let mut status = json!({"observedGeneration": 1, "inputs": "now", "results": [failed]});
+        let known = evaluation(1, &status);
         assert_eq!(known.standing("v1", "m-v1", "r1"), Standing::Failed("no route to host"));
+        status["current"] =
+            json!([{"backend": "v1", "modelDeployment": "m-v1", "revision": "r1", "job": "quality-2"}]);
+        assert_eq!(
+            evaluation(1, &status).standing("v1", "m-v1", "r1"),
+            Standing::Pending,
+            "it is tried again"
+        );
     }
 
     #[test]
