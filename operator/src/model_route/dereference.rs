@@ -35,5 +35,15 @@ pub fn dereference(object: &ModelRoute, stores: &Stores) -> Dereferenced {
             && other.uid() != object.uid()
             && other.metadata.deletion_timestamp.is_none()
     });
-    Dereferenced { deployments, rivals, evaluations: BTreeMap::new() }
+    let evaluations = evaluations_named(object)
+        .filter_map(|name| Some((name.to_owned(), get(&stores.evaluations, &namespace, name)?)))
+        .filter(|(_, evaluation)| evaluation.metadata.deletion_timestamp.is_none())
+        .collect();
+    Dereferenced { deployments, rivals, evaluations }
+}
+
+/// The Evaluations that a canary's gates name.
+pub fn evaluations_named(route: &ModelRoute) -> impl Iterator<Item = &str> {
+    let analysis = route.spec.canary.iter().filter_map(|canary| canary.analysis.as_ref());
+    analysis.flat_map(|analysis| &analysis.gates).filter_map(|gate| gate.evaluation.as_deref())
 }

@@ -12,6 +12,7 @@ use kube::ResourceExt;
 use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc;
 
+use super::dereference::evaluations_named;
 use crate::stores::{Changes, told};
 
 const CAPACITY: usize = 256;
@@ -23,8 +24,8 @@ pub enum Changed {
     Deployment(String, String),
     /// A route that claims this model name.
     Route(String),
-    /// An Evaluation of this namespace.
-    Evaluation(String),
+    /// An Evaluation, of this namespace and name.
+    Evaluation(String, String),
 }
 
 /// A channel for changes.
@@ -47,7 +48,7 @@ pub fn tell_of_routes(changes: Changes<ModelRoute>, tell: mpsc::Sender<Changed>)
 
 /// Passes Evaluations on, and tells of each.
 pub fn tell_of_evaluations(changes: Changes<Evaluation>, tell: mpsc::Sender<Changed>) -> Changes<Evaluation> {
-    told(changes, tell, |it| Changed::Evaluation(it.namespace().unwrap_or_default()))
+    told(changes, tell, |it| Changed::Evaluation(it.namespace().unwrap_or_default(), it.name_any()))
 }
 
 /// The routes that a change concerns.
@@ -57,8 +58,9 @@ pub fn concerned(changed: &Changed, routes: &Store<ModelRoute>) -> Vec<ObjectRef
             route.metadata.namespace.as_ref() == Some(namespace)
                 && route.spec.backends.iter().any(|backend| backend.model_deployment.as_ref() == Some(name))
         }
-        Changed::Evaluation(namespace) => {
-            route.metadata.namespace.as_ref() == Some(namespace) && route.spec.canary.is_some()
+        Changed::Evaluation(namespace, name) => {
+            route.metadata.namespace.as_ref() == Some(namespace)
+                && evaluations_named(route).any(|named| named == name)
         }
         // A route that was renamed gives a name up that is not told here; whoever waits for one looks again.
         Changed::Route(model) => route.model_name() == *model || waits_for_name(route),

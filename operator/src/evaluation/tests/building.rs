@@ -5,7 +5,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use serde_json::json;
 
-use super::world::{OBJECT, World};
+use super::world::{OBJECT, ROUTE, World};
 use crate::evaluation::build::{self, access, items, job};
 use crate::evaluation::dereference::dereference;
 use crate::evaluation::triggers::{Changed, concerned, with_questions_in};
@@ -88,4 +88,26 @@ async fn changes_concern_those_who_name_what_has_changed() {
     assert_eq!(with_questions_in("models", "questions", store).len(), 1);
     assert_eq!(with_questions_in("models", "other", store).len(), 0);
     assert_eq!(with_questions_in("elsewhere", "questions", store).len(), 0);
+}
+
+/// The other end: a route whose canary is judged by it.
+#[tokio::test]
+async fn a_route_reads_the_evaluations_that_its_gates_name() {
+    let mut world = World::new(&json!({}));
+    world.cluster.edit(ROUTE, |it| {
+        it["spec"]["canary"]["analysis"] = json!({"gates": [
+            {"metric": "Evaluation", "evaluation": "quality", "score": "exactMatch", "maxRegression": "2%"},
+            {"metric": "Evaluation", "evaluation": "missing", "score": "f1", "min": "0.5"},
+        ]});
+    });
+    world.cluster.sync();
+    let stores = &world.cluster.context.stores;
+    let route = crate::stores::get(&stores.model_routes, "models", "chat").unwrap();
+    let found = crate::model_route::dereference::dereference(&route, stores);
+    assert_eq!(found.evaluations.keys().collect::<Vec<_>>(), ["quality"]);
+    let of = |name: &str| {
+        let changed = crate::model_route::triggers::Changed::Evaluation("models".to_owned(), name.to_owned());
+        crate::model_route::triggers::concerned(&changed, &stores.model_routes).len()
+    };
+    assert_eq!((of("quality"), of("missing"), of("other")), (1, 1, 0));
 }
