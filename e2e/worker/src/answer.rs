@@ -22,6 +22,8 @@ pub struct Answer {
     pub created: i64,
     /// The model's name.
     pub model: String,
+    /// Whether the ids of tokens are told (`return_token_ids`).
+    pub token_ids: bool,
 }
 
 /// The text of token `index`.
@@ -30,15 +32,18 @@ pub fn token(index: u32) -> String {
 }
 
 impl Answer {
-    /// A whole answer.
-    pub fn whole(&self, tokens: u32, prompt_tokens: u32, finished: &str) -> Value {
-        let text: String = (0..tokens).map(token).collect();
-        let choice = match self.form {
+    /// A whole answer, of which the client has the first `resumed` tokens.
+    pub fn whole(&self, resumed: u32, tokens: u32, prompt_tokens: u32, finished: &str) -> Value {
+        let text: String = (resumed..tokens).map(token).collect();
+        let mut choice = match self.form {
             Form::Chat => {
                 json!({"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finished})
             }
             Form::Text => json!({"index": 0, "text": text, "finish_reason": finished}),
         };
+        if self.token_ids {
+            choice["token_ids"] = (resumed..tokens).collect();
+        }
         let object = match self.form {
             Form::Chat => "chat.completion",
             Form::Text => "text_completion",
@@ -51,13 +56,16 @@ impl Answer {
 
     /// The event of one token; `finished` with the last.
     pub fn event(&self, index: u32, finished: Option<&str>) -> String {
-        let choice = match self.form {
+        let mut choice = match self.form {
             Form::Chat if index == 0 => {
                 json!({"index": 0, "delta": {"role": "assistant", "content": token(0)}, "finish_reason": finished})
             }
             Form::Chat => json!({"index": 0, "delta": {"content": token(index)}, "finish_reason": finished}),
             Form::Text => json!({"index": 0, "text": token(index), "finish_reason": finished}),
         };
+        if self.token_ids {
+            choice["token_ids"] = json!([index]);
+        }
         self.framed(&json!([choice]), &Value::Null)
     }
 
@@ -95,15 +103,16 @@ mod tests {
     #[test]
     fn a_stream_says_what_a_whole_answer_says() {
         for form in [Form::Chat, Form::Text] {
-            let answer = Answer { form, id: "a".into(), created: 1, model: "m".into() };
-            let whole = answer.whole(3, 5, "length");
-            let mut text = String::new();
+            let answer = Answer { form, id: "a".into(), created: 1, model: "m".into(), token_ids: true };
+            let whole = answer.whole(0, 3, 5, "length");
+            let (mut text, mut ids) = (String::new(), Vec::new());
             for index in 0..3 {
                 let event = answer.event(index, (index == 2).then_some("length"));
                 let data = event.strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap();
                 let chunk: Value = serde_json::from_str(data).unwrap();
                 let choice = &chunk["choices"][0];
                 text += choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap();
+                ids.extend(choice["token_ids"].as_array().unwrap().clone());
                 assert_eq!(choice["finish_reason"] == "length", index == 2);
             }
             let choice = &whole["choices"][0];
@@ -111,7 +120,11 @@ mod tests {
                 choice["message"]["content"].as_str().or(choice["text"].as_str()),
                 Some(text.as_str())
             );
+            assert_eq!(choice["token_ids"], Value::from(ids));
             assert_eq!(whole["usage"]["total_tokens"], 8);
+            let resumed = answer.whole(2, 3, 5, "length");
+            assert_eq!(resumed["choices"][0]["token_ids"], json!([2]));
+            assert_eq!(resumed["usage"], whole["usage"], "as if nothing had happened");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod behaviour;
+pub mod binomial;
 pub mod load;
 pub mod schedule;
 pub mod serve;

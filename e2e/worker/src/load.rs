@@ -234,7 +234,8 @@ mod tests {
 
     #[test]
     fn a_stream_is_checked_to_its_end() {
-        let answer = Answer { form: Form::Chat, id: "a".into(), created: 1, model: "m".into() };
+        let answer =
+            Answer { form: Form::Chat, id: "a".into(), created: 1, model: "m".into(), token_ids: false };
         let events = [0, 1, 2].map(|index| answer.event(index, None));
         let [first, second, third] = &events;
         let usage = answer.usage_event(1, 3);

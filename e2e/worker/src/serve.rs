@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Context;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -65,6 +65,26 @@ struct Asked {
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
     stream_options: Option<StreamOptions>,
+    #[serde(default)]
+    return_token_ids: bool,
+    #[serde(default)]
+    resume_token_ids: Vec<u32>,
+}
+
+impl Asked {
+    /// How many tokens the client has of an answer that broke off elsewhere.
+    ///
+    /// # Errors
+    /// When they are not the first ones of every answer of a worker.
+    fn resumed(&self) -> Result<u32, String> {
+        let mut expected = 0..;
+        for (place, id) in self.resume_token_ids.iter().enumerate() {
+            if expected.next() != Some(*id) {
+                return Err(format!("resume_token_ids[{place}] is {id}, where the answer had {place}"));
+            }
+        }
+        Ok(expected.start)
+    }
 }
 
 #[derive(Deserialize)]
@@ -119,16 +139,16 @@ async fn list(State(worker): State<Arc<Worker>>) -> Json<Value> {
     Json(json!({"object": "list", "data": models}))
 }
 
-async fn chat(State(worker): State<Arc<Worker>>, body: Bytes) -> Response {
-    worker.answer(Form::Chat, &body).await
+async fn chat(State(worker): State<Arc<Worker>>, headers: HeaderMap, body: Bytes) -> Response {
+    worker.answer(Form::Chat, &headers, &body).await
 }
 
-async fn text(State(worker): State<Arc<Worker>>, body: Bytes) -> Response {
-    worker.answer(Form::Text, &body).await
+async fn text(State(worker): State<Arc<Worker>>, headers: HeaderMap, body: Bytes) -> Response {
+    worker.answer(Form::Text, &headers, &body).await
 }
 
 impl Worker {
-    async fn answer(&self, form: Form, body: &[u8]) -> Response {
+    async fn answer(&self, form: Form, headers: &HeaderMap, body: &[u8]) -> Response {
         let asked: Asked = match serde_json::from_slice(body) {
             Ok(asked) => asked,
             Err(error) => {
@@ -139,6 +159,10 @@ impl Worker {
             let message = format!("the model {:?} is not served here, but {:?}", asked.model, self.models);
             return refusal(StatusCode::NOT_FOUND, &message);
         }
+        let resumed = match asked.resumed() {
+            Ok(resumed) => resumed,
+            Err(message) => return refusal(StatusCode::BAD_REQUEST, &message),
+        };
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
         let mut rng = StdRng::seed_from_u64(self.seed.wrapping_add(number));
         let begun = Instant::now();
@@ -148,24 +172,28 @@ impl Worker {
             // Until the client closes the connection, which drops this.
             Fate::Hang => std::future::pending().await,
             Fate::Answer { tokens, breaks_after, first_token, per_token } => {
+                // As a pod: with the name that the client knows.
+                let public = headers.get("x-fairlead-model").and_then(|name| name.to_str().ok());
                 let answer = Answer {
                     form,
                     id: format!("test-{number}"),
                     created: Timestamp::now().as_second(),
-                    model: asked.model,
+                    model: public.map_or(asked.model, str::to_owned),
+                    token_ids: asked.return_token_ids,
                 };
+                let tokens = tokens.max(resumed);
                 // Four bytes are about a token.
                 let prompt_tokens = u32::try_from(body.len() / 4).unwrap_or(u32::MAX);
                 let last = move |index: u32| (index + 1 == tokens).then_some("length");
                 if asked.stream {
                     let usage = asked.stream_options.is_some_and(|options| options.include_usage);
                     let events = async_stream::stream! {
-                        for index in 0..tokens {
+                        for index in resumed..tokens {
                             if breaks_after == Some(index) {
                                 yield Err(std::io::Error::other("told to break off"));
                                 return;
                             }
-                            sleep_until(begun + first_token + per_token * index).await;
+                            sleep_until(begun + first_token + per_token * (index - resumed)).await;
                             yield Ok(answer.event(index, last(index)));
                         }
                         if usage {
@@ -175,13 +203,13 @@ impl Worker {
                     };
                     ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
                 } else {
-                    sleep_until(begun + first_token + per_token * (tokens - 1)).await;
+                    sleep_until(begun + first_token + per_token * tokens.saturating_sub(resumed + 1)).await;
                     if breaks_after.is_some() {
                         // Longer than what comes, so that the connection ends before the answer does.
                         let half = futures::stream::iter([Ok::<_, Infallible>("{")]);
                         return ([(header::CONTENT_LENGTH, "1000")], Body::from_stream(half)).into_response();
                     }
-                    Json(answer.whole(tokens, prompt_tokens, "length")).into_response()
+                    Json(answer.whole(resumed, tokens, prompt_tokens, "length")).into_response()
                 }
             }
         };

@@ -129,6 +129,19 @@ impl Report {
     }
 }
 
+impl Report {
+    /// How many requests of the seconds from `from` up to `to` went to each backend.
+    pub fn split(&self, from: i64, to: i64) -> BTreeMap<&str, u64> {
+        let mut split = BTreeMap::new();
+        for second in self.seconds.iter().filter(|second| (from..to).contains(&second.at)) {
+            for (backend, requests) in &second.backends {
+                *split.entry(backend.as_str()).or_default() += requests;
+            }
+        }
+        split
+    }
+}
+
 impl Quantiles {
     /// In milliseconds; zeros of nothing.
     pub fn of(times: &mut [Duration]) -> Self {

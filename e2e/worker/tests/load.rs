@@ -76,3 +76,29 @@ fn another_model_is_refused() {
     let report = worker.load(&["--model", "another"]);
     assert_eq!(report.failed.get("status 404"), Some(&report.sent), "{report:?}");
 }
+
+#[tokio::test]
+async fn an_answer_that_broke_off_is_resumed_from_exactly_its_tokens() {
+    let worker = Worker::start(&["--tokens", "5"]);
+    let ask = async |more: serde_json::Value| {
+        let mut body =
+            serde_json::json!({"model": "m", "stream": true, "return_token_ids": true, "messages": []});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let request = reqwest::Client::new().post(format!("{}/v1/chat/completions", worker.url));
+        let answer = request.header("x-fairlead-model", "public").json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let (status, whole) = ask(serde_json::json!({})).await;
+    assert!(
+        status == 200 && whole.contains("\"token_ids\":[4]") && whole.contains("\"model\":\"public\""),
+        "{whole}"
+    );
+    let (status, rest) = ask(serde_json::json!({"resume_token_ids": [0, 1, 2]})).await;
+    assert_eq!((status, rest.matches("token_ids").count()), (200, 2), "{rest}");
+    assert!(rest.contains("w3 ") && rest.contains("w4 ") && !rest.contains("role"), "{rest}");
+    let (status, refused) = ask(serde_json::json!({"resume_token_ids": [0, 2]})).await;
+    assert!(
+        status == 400 && refused.contains("resume_token_ids[1] is 2, where the answer had 1"),
+        "{refused}"
+    );
+}
