@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::RouteObserver;
 use super::epoch::{Ended, Epoch, Fact, Place};
 use super::tokens::Tokens;
-use super::variant::{End, Variant, VariantMetrics};
+use super::variant::{End, InFlight, Variant, VariantMetrics};
 use crate::metrics::Outcome;
 
 /// The time between tokens is known after so many of them, so that a stream that is slow is seen before it ends.
@@ -27,6 +27,7 @@ pub struct Observed {
 #[derive(Debug)]
 struct Attempt {
     variant: Arc<Variant>,
+    _in_flight: InFlight,
     counted: Option<(Arc<Epoch>, Place)>,
     streamed: bool,
     began: Instant,
@@ -66,6 +67,7 @@ impl Observed {
         });
         self.current = Some(Attempt {
             variant: Arc::clone(variant),
+            _in_flight: variant.begin(metrics),
             counted,
             streamed,
             began: now,

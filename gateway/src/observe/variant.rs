@@ -7,6 +7,7 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -53,6 +54,7 @@ const TOKENS: [f64; 12] = [1.0, 4.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024
 #[derive(Debug)]
 pub struct VariantMetrics {
     requests: Family<EndLabels, Counter>,
+    in_flight: Family<VariantLabels, Gauge>,
     first_token: Family<VariantLabels, Histogram, fn() -> Histogram>,
     between_tokens: Family<VariantLabels, Histogram, fn() -> Histogram>,
     duration: Family<VariantLabels, Histogram, fn() -> Histogram>,
@@ -63,6 +65,7 @@ impl Default for VariantMetrics {
     fn default() -> Self {
         Self {
             requests: Family::default(),
+            in_flight: Family::default(),
             first_token: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             between_tokens: Family::new_with_constructor(|| Histogram::new(BETWEEN)),
             duration: Family::new_with_constructor(|| Histogram::new(SECONDS)),
@@ -76,6 +79,8 @@ impl VariantMetrics {
     pub fn register(&self, r: &mut Registry) {
         let help = "Requests by the variant that answered them or failed to, and how that ended";
         r.register("variant_requests", help, self.requests.clone());
+        let help = "Requests that the variant is answering";
+        r.register("variant_requests_in_flight", help, self.in_flight.clone());
         let help = "From the first attempt at a variant to the first token of a streamed answer";
         r.register_with_unit("variant_time_to_first_token", help, Unit::Seconds, self.first_token.clone());
         let help = "Mean time between two pieces of a streamed answer";
@@ -91,6 +96,7 @@ impl VariantMetrics {
         for result in End::ALL {
             self.requests.remove(&EndLabels { route: route.clone(), backend: backend.clone(), result });
         }
+        self.in_flight.remove(labels);
         for family in [&self.first_token, &self.between_tokens, &self.duration, &self.tokens] {
             family.remove(labels);
         }
@@ -104,6 +110,7 @@ impl VariantMetrics {
         });
         Handles {
             ended,
+            in_flight: self.in_flight.get_or_create_owned(labels),
             first_token: self.first_token.get_or_create_owned(labels),
             between_tokens: self.between_tokens.get_or_create_owned(labels),
             duration: self.duration.get_or_create_owned(labels),
@@ -115,10 +122,21 @@ impl VariantMetrics {
 #[derive(Debug)]
 struct Handles {
     ended: [Counter; 4],
+    in_flight: Gauge,
     first_token: Histogram,
     between_tokens: Histogram,
     duration: Histogram,
     tokens: Histogram,
+}
+
+/// A request that a variant has.
+#[derive(Debug)]
+pub struct InFlight(Gauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// One variant. Looks its metrics up once, with its first request.
@@ -152,6 +170,13 @@ impl Variant {
 
     fn handles(&self, metrics: &VariantMetrics) -> &Handles {
         self.handles.get_or_init(|| metrics.resolve(&self.labels))
+    }
+
+    /// It has a request, until the guard is dropped.
+    pub fn begin(&self, metrics: &VariantMetrics) -> InFlight {
+        let gauge = self.handles(metrics).in_flight.clone();
+        gauge.inc();
+        InFlight(gauge)
     }
 
     /// The first token came after so long.
