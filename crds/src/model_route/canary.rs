@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::analysis::Analysis;
 use crate::validation::rule;
 
+/// How `status.rollout.message` begins when the last request was refused; the reason follows.
+pub const REFUSED: &str = "the last request was refused: ";
+
 /// A backend that takes over step by step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("x-kubernetes-validations" = [rule(

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use fairlead_crds::model_route::canary::{RolloutRequest, RolloutStatus};
+use fairlead_crds::model_route::canary::{REFUSED, RolloutRequest, RolloutStatus};
 use fairlead_crds::model_route::{ModelRoute, ModelRouteStatus};
 use fairlead_rollout::machine::{Decision, Observation, Phase, Reason, Request, State, decide};
 use fairlead_rollout::{Plan, Verdict};
@@ -43,8 +43,6 @@ pub fn advance(
         .map(|plan| format!("{}/{}", state.step + 1, plan.steps.len()));
     (Some(RolloutStatus { state, progress, message }), next)
 }
-
-const REFUSED: &str = "the last request was refused: ";
 
 /// What the rollout does, and how to change that.
 fn words(plan: &Plan, state: &State) -> String {
