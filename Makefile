@@ -28,7 +28,7 @@ test-unit: setup ## Tests that need no cluster
 test-e2e: can-run build ## End-to-end tests on the local cluster, or on KUBECONFIG's
 	$(E2E) test
 
-build: setup ## Release binaries: target/release/fairlead-{operator,gateway,inference,rag,e2e}
+build: setup ## Release binaries: target/release/fairlead-{operator,gateway,inference,rag,e2e} and kubectl-fairlead
 	$(CARGO) build --release --workspace --bins --exclude fairlead-model-copy
 	# Static, because it runs inside images that hold a model and nothing else.
 	$(CARGO) rustc --release --package fairlead-model-copy -- -C target-feature=+crt-static

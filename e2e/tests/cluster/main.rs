@@ -12,6 +12,7 @@ mod evaluation;
 mod first_light;
 mod gateway_errors;
 mod model_sources;
+mod plugin;
 mod pod_loss;
 mod retrieval;
 mod rollout;
