@@ -25,8 +25,10 @@ async fn fairlead(namespace: &str, arguments: &[&str]) -> Result<Ran> {
 }
 
 fn command(namespace: &str, arguments: &[&str]) -> Command {
-    let built = || root().join("target/release/kubectl-fairlead");
-    let program = std::env::var_os("KUBECTL_FAIRLEAD").map_or_else(built, PathBuf::from);
+    // Built beside the program that runs these tests.
+    let beside = std::env::var_os("FAIRLEAD_E2E_PROGRAM")
+        .map(|program| PathBuf::from(program).with_file_name("kubectl-fairlead"));
+    let program = beside.unwrap_or_else(|| root().join("target/release/kubectl-fairlead"));
     let mut command = Command::new(program);
     if std::env::var_os("KUBECONFIG").is_none() {
         let cache = std::env::var_os("FAIRLEAD_CACHE").map_or_else(
@@ -160,7 +162,11 @@ async fn mistakes_and_missing_rights_are_told_with_the_remedy() -> Result<()> {
         let expected = format!("you may not patch modelroutes.fairlead.dev/status in namespace {namespace}.");
         ensure!(denied.code == 1 && denied.err.contains(&expected), "{denied:?}");
         ensure!(denied.err.contains("--clusterrole=edit"), "{denied:?}");
-        ok(&namespace, &["rollout", "abort", "chat", "--no-wait", "--as", "editor"]).await?;
+        // The roles are put together by a controller, one after the other.
+        eventually(DECIDED, async || {
+            ok(&namespace, &["rollout", "abort", "chat", "--no-wait", "--as", "editor"]).await.map(drop)
+        })
+        .await?;
         let denied = fairlead(&namespace, &["top", "--as", "editor"]).await?;
         ensure!(denied.err.contains("--role=fairlead-gateway-inspector"), "{denied:?}");
         Ok(())
