@@ -6,6 +6,10 @@
 pub mod analysis;
 pub mod canary;
 pub mod endpoint_policy;
+pub mod cost;
+pub mod rules;
+pub mod shares;
+pub mod stickiness;
 mod weights;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -16,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::validation::rule;
 use canary::{Canary, RolloutRequest, RolloutStatus};
 use endpoint_policy::EndpointPolicy;
+use rules::Rule;
+use stickiness::Stickiness;
 
 /// A public model name and where its traffic goes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +33,19 @@ use endpoint_policy::EndpointPolicy;
     rule(
         "!has(self.canary) || self.backends.exists(b, b.name != self.canary.backend && has(b.weight) && b.weight > 0)",
         "spec.canary needs a backend to be compared with: give another of spec.backends a weight above 0",
+    ),
+    rule(
+        "!has(self.rules) || self.rules.all(r, !has(r.split) || r.split.all(s, self.backends.exists(b, b.name == s.backend)))",
+        "spec.rules[].split[].backend must be the name of one of spec.backends",
+    ),
+    rule(
+        "!has(self.rules) || self.rules.all(r, !has(r.choose) || !has(r.choose.among) || r.choose.among.all(n, \
+         self.backends.exists(b, b.name == n && has(b.costPerMillionTokens))))",
+        "spec.rules[].choose.among must name backends of spec.backends that have costPerMillionTokens",
+    ),
+    rule(
+        "!has(self.rules) || !self.rules.exists(r, has(r.choose)) || self.backends.exists(b, has(b.costPerMillionTokens))",
+        "spec.rules[].choose has no backend to choose by cost; give some of spec.backends costPerMillionTokens",
     ),
 ]))]
 #[kube(
@@ -132,6 +151,13 @@ pub struct ModelRouteSpec {
         )],
     ))]
     pub backends: Vec<Backend>,
+    /// Which requests go elsewhere than by the backends' weights. The first whose conditions hold has the request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub rules: Vec<Rule>,
+    /// Who stays with the backend that they were given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stickiness: Option<Stickiness>,
     /// A backend that takes over step by step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
@@ -172,6 +198,11 @@ pub struct Backend {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1_000_000))]
     pub weight: Option<u32>,
+    /// What a million tokens cost here, as a decimal in a string; in one currency throughout the route. For rules that choose by
+    /// cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "rules::cost_schema")]
+    pub cost_per_million_tokens: Option<String>,
 }
 
 /// What the operator has seen and decided.

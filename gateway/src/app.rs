@@ -9,13 +9,14 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
 use crate::config::ServeConfig;
 use crate::metrics::Metrics;
 use crate::proxy::Gateway;
 use crate::routing::Routing;
 use crate::server::{self, Limits};
 use crate::sources::{kubernetes, manifests};
-use crate::{admin, body::GatewayBody};
+use crate::token::AdminToken;
 
 /// Runs the gateway until SIGTERM or SIGINT.
 ///
@@ -63,9 +64,12 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
         write_stall_timeout: config.write_stall_timeout,
     };
     let gateway = Arc::new(Gateway::new(&config, Arc::clone(&routing), Arc::clone(&metrics)));
-    let api = move |request| {
+    let api = {
         let gateway = Arc::clone(&gateway);
-        async move { gateway.handle(request).await }
+        move |request| {
+            let gateway = Arc::clone(&gateway);
+            async move { gateway.handle(request).await }
+        }
     };
     let mut api = tokio::spawn(server::serve(
         api_listener,
@@ -75,15 +79,17 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
         stop_api.clone(),
         abort.clone(),
     ));
-    let admin = {
-        let (routing, metrics) = (Arc::clone(&routing), Arc::clone(&metrics));
-        // Whoever adds up counts knows by it that they began anew.
-        let instance = uuid::Uuid::new_v4().to_string();
-        move |request| {
-            let response: http::Response<GatewayBody> =
-                admin::handle(&request, &routing, &metrics, &instance);
-            std::future::ready(response)
-        }
+    let admin = Arc::new(admin::Admin {
+        routing: Arc::clone(&routing),
+        metrics: Arc::clone(&metrics),
+        gateway,
+        token: AdminToken::new(config.admin_token_file.clone()),
+        instance: uuid::Uuid::new_v4().to_string(),
+        max_question: config.max_request_bytes,
+    });
+    let admin = move |request| {
+        let admin = Arc::clone(&admin);
+        async move { admin::handle(request, &admin).await }
     };
     let admin_limits = Limits { connections: 64, ..limits };
     let mut admin = tokio::spawn(server::serve(

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use http::HeaderName;
 
+use crate::identity::{TrustedHeaders, parse_trusted};
 use crate::units::{parse_bytes, parse_duration};
 
 /// Routes OpenAI requests to inference pods.
@@ -41,9 +43,28 @@ pub struct ServeConfig {
     #[arg(long, env = "FAIRLEAD_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
 
-    /// Address of /healthz, /readyz, /metrics and /rollouts.
+    /// Address of /healthz, /readyz, /metrics, /rollouts and /debug/explain.
     #[arg(long, env = "FAIRLEAD_ADMIN_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:9000")]
     pub admin_listen: SocketAddr,
+
+    /// File with the token that opens /debug/explain on the admin address (`Authorization: Bearer TOKEN`). It is read for each
+    /// request. Without it nobody may ask.
+    #[arg(long, env = "FAIRLEAD_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// Header that names the tenant a request comes from, for rules and stickiness. Name one only when a proxy in front
+    /// authenticates clients and sets it, and nobody else reaches the gateway. Without it no tenant is known. Pods never see
+    /// it.
+    #[arg(long, env = "FAIRLEAD_TRUSTED_TENANT_HEADER", value_name = "NAME", value_parser = parse_trusted)]
+    pub trusted_tenant_header: Option<HeaderName>,
+
+    /// Header that names the tenant's tier; as --trusted-tenant-header.
+    #[arg(long, env = "FAIRLEAD_TRUSTED_TIER_HEADER", value_name = "NAME", value_parser = parse_trusted)]
+    pub trusted_tier_header: Option<HeaderName>,
+
+    /// Header that names the user; as --trusted-tenant-header. With it the `user` in requests' bodies does not count.
+    #[arg(long, env = "FAIRLEAD_TRUSTED_USER_HEADER", value_name = "NAME", value_parser = parse_trusted)]
+    pub trusted_user_header: Option<HeaderName>,
 
     /// Largest request body; a larger one is answered with 413.
     #[arg(long, env = "FAIRLEAD_MAX_REQUEST_BYTES", value_name = "BYTES", default_value = "16Mi", value_parser = parse_bytes)]
@@ -110,6 +131,17 @@ pub struct ServeConfig {
     /// What to log: a level (error, warn, info, debug, trace), or levels by module. Successful requests are at debug.
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
+}
+
+impl ServeConfig {
+    /// The headers that say who a request comes from.
+    pub fn trusted(&self) -> TrustedHeaders {
+        TrustedHeaders {
+            tenant: self.trusted_tenant_header.clone(),
+            tier: self.trusted_tier_header.clone(),
+            user: self.trusted_user_header.clone(),
+        }
+    }
 }
 
 #[cfg(test)]

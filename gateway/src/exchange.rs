@@ -32,6 +32,8 @@ pub struct Exchange {
     pub subject: Option<u64>,
     /// The backend that the weights chose, when it is another one.
     pub diverted_from: Option<String>,
+    /// What a million tokens cost there.
+    pub cost: Option<String>,
     /// The endpoint of the newest attempt.
     pub endpoint: Option<String>,
     /// Why that endpoint and no other of the backend.
@@ -63,6 +65,7 @@ impl Exchange {
             decision: None,
             subject: None,
             diverted_from: None,
+            cost: None,
             endpoint: None,
             endpoint_choice: None,
             revision: None,
@@ -146,6 +149,7 @@ impl Drop for Exchange {
                     status = self.status,
                     outcome = ?outcome,
                     route = self.route,
+                    rule = self.decision.as_ref().and_then(|decision| decision.rule.as_deref()),
                     backend = self.backend,
                     endpoint = self.endpoint,
                     attempts = self.attempts,

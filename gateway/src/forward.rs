@@ -7,7 +7,7 @@ use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response};
 
 use crate::body::{self, GatewayBody};
-use crate::decide::decide;
+use crate::decide;
 use crate::ejection::Failure;
 use crate::endpoint::InFlight;
 use crate::exchange::Exchange;
@@ -32,6 +32,7 @@ pub async fn forward(
 ) -> Response<GatewayBody> {
     gateway.budget.earn();
     let mut headers = headers::for_pod(client);
+    gateway.trusted.strip(&mut headers);
     headers::set(&mut headers, headers::MODEL, &request.model);
     headers::set(&mut headers, headers::REQUEST_ID, &exchange.id);
     let ask = request.ask(client);
@@ -46,11 +47,17 @@ pub async fn forward(
             break;
         };
         exchange.route = Some(route.id.clone());
-        let selection = selection.get_or_insert_with(|| Selection::new(decide(route)));
-        if exchange.decision.is_none() {
-            exchange.subject = selection.decision().subject;
-            exchange.decision = Some(selection.decision().clone());
-        }
+        let selection = match &mut selection {
+            Some(selection) => selection,
+            none => match decide::of_request(route, &gateway.trusted, client, &request.facts) {
+                Ok(decision) => {
+                    exchange.subject = decision.subject;
+                    exchange.decision = Some(decision.clone());
+                    none.insert(Selection::new(decision))
+                }
+                Err(error) => return refuse(&error, Outcome::Refused, exchange),
+            },
+        };
         let choice = selection.next(route, &gateway.policies, &ask, Instant::now(), &mut rand::rng());
         let choice = match choice {
             Ok(choice) => choice,
@@ -63,6 +70,7 @@ pub async fn forward(
         }
         exchange.attempts = attempt;
         exchange.backend = Some(backend.name.clone());
+        exchange.cost.clone_from(&backend.cost);
         exchange.diverted_from = selection.intended().filter(|name| *name != backend.name).map(str::to_owned);
         exchange.endpoint = Some(choice.endpoint.address());
         exchange.endpoint_choice = Some(choice.verdict.why.word());
@@ -174,10 +182,14 @@ fn dress<B>(response: &mut Response<B>, head: &Parts, exchange: &Exchange) {
 /// Says why the answer went where it did.
 fn explain(headers: &mut HeaderMap, exchange: &Exchange) {
     headers::set(headers, headers::REQUEST_ID, &exchange.id);
+    if let Some(decision) = &exchange.decision {
+        decision.tell(headers);
+    }
     let facts = [
         (headers::ROUTE, &exchange.route),
         (headers::BACKEND, &exchange.backend),
         (headers::DIVERTED_FROM, &exchange.diverted_from),
+        (headers::COST, &exchange.cost),
         (headers::ENDPOINT, &exchange.endpoint),
     ];
     for (name, fact) in facts {

@@ -13,6 +13,16 @@ pub const MODEL: HeaderName = HeaderName::from_static("x-fairlead-model");
 pub const ROUTE: HeaderName = HeaderName::from_static("x-fairlead-route");
 /// To the client: the backend that answered.
 pub const BACKEND: HeaderName = HeaderName::from_static("x-fairlead-backend");
+/// From the client: the most that a million tokens may cost.
+pub const MAX_COST: HeaderName = HeaderName::from_static("x-fairlead-max-cost-per-million-tokens");
+/// To the client: the rule that had the request.
+pub const RULE: HeaderName = HeaderName::from_static("x-fairlead-rule");
+/// To the client: the split in force for it.
+pub const SPLIT: HeaderName = HeaderName::from_static("x-fairlead-split");
+/// To the client: what sticks to its backend.
+pub const STICKY: HeaderName = HeaderName::from_static("x-fairlead-sticky");
+/// To the client: what a million tokens cost at the backend.
+pub const COST: HeaderName = HeaderName::from_static("x-fairlead-cost-per-million-tokens");
 /// To the client: the backend that the weights had chosen, when it was not the one that answered.
 pub const DIVERTED_FROM: HeaderName = HeaderName::from_static("x-fairlead-diverted-from");
 /// To the client: the pod that answered.

@@ -18,6 +18,7 @@ use crate::exchange::Exchange;
 use crate::forward::{forward, refuse};
 use crate::headers::{self, request_id};
 use crate::held::HeldBudget;
+use crate::identity::TrustedHeaders;
 use crate::metrics::{Api, Metrics, Outcome};
 use crate::policy::Policies;
 use crate::request::InferenceRequest;
@@ -40,6 +41,8 @@ pub struct Gateway {
     pub policies: Policies,
     /// Connections to pods.
     pub upstream: Upstream,
+    /// Who says who a request comes from.
+    pub trusted: TrustedHeaders,
     /// How much may be repeated.
     pub budget: RetryBudget,
     /// Most attempts for one request.
@@ -61,6 +64,7 @@ impl Gateway {
             routing,
             policies: Policies::new(config.prefix_index_bytes, Arc::clone(&metrics)),
             upstream: Upstream::new(config, held.clone()),
+            trusted: config.trusted(),
             budget: RetryBudget::new(Instant::now()),
             max_attempts: config.max_attempts,
             metrics,
@@ -271,7 +275,7 @@ async fn discard(mut body: Incoming, deadline: TokioInstant) {
 }
 
 /// Undoes %XX; what is not UTF-8 after it becomes the replacement character and hence matches no model.
-fn percent_decode(text: &str) -> String {
+pub fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fairlead_openai::{
-    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest,
-    GenerationOptions, RerankRequest, TokenizeRequest,
+    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, RerankRequest,
+    TokenizeRequest,
 };
 use http::HeaderMap;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use crate::metrics::Api;
 use crate::policy::Ask;
 use crate::policy::prompt::PromptKey;
+use crate::prompt::PromptFacts;
 
 /// An inference request whose fields are valid.
 #[derive(Debug)]
@@ -29,9 +30,10 @@ pub struct InferenceRequest {
     pub model: String,
     /// Whether it asks for server-sent events.
     pub stream: bool,
+    /// What rules may know of it.
+    pub facts: PromptFacts,
     prompt: PromptKey,
     salt: Option<String>,
-    user: Option<String>,
     body: Bytes,
     model_span: Range<usize>,
 }
@@ -42,30 +44,46 @@ impl InferenceRequest {
     /// # Errors
     /// 400 naming the field and the remedy.
     pub fn parse(api: Api, body: Bytes) -> Result<Self, ApiError> {
-        let whole = |model: String| (model, PromptKey::default(), GenerationOptions::default());
-        let (model, prompt, options) = match api {
+        // Encoders keep nothing of a text, and all but two of these are answered whole.
+        let (mut prompt, mut stream, mut salt) = (PromptKey::default(), false, None);
+        let (model, facts) = match api {
             Api::Completions => {
                 let request = CompletionRequest::from_slice(&body)?;
-                (request.model, PromptKey::of_completion(&request.prompts), request.options)
+                prompt = PromptKey::of_completion(&request.prompts);
+                (stream, salt) = (request.options.stream, request.options.cache_salt.clone());
+                (request.model.clone(), PromptFacts::of_completion(request))
             }
-            Api::Tokenize => whole(TokenizeRequest::from_slice(&body)?.model),
-            Api::Detokenize => whole(DetokenizeRequest::from_slice(&body)?.model),
-            // Both are answered whole, and encoders keep nothing of a text.
-            Api::Embeddings => whole(EmbeddingRequest::from_slice(&body)?.model),
-            Api::Rerank => whole(RerankRequest::from_slice(&body)?.model),
+            Api::Tokenize => {
+                let request = TokenizeRequest::from_slice(&body)?;
+                (request.model.clone(), PromptFacts::of_tokenize(request))
+            }
+            Api::Detokenize => {
+                let request = DetokenizeRequest::from_slice(&body)?;
+                let facts = PromptFacts::of_detokenize(&request);
+                (request.model, facts)
+            }
+            Api::Embeddings => {
+                let request = EmbeddingRequest::from_slice(&body)?;
+                (request.model.clone(), PromptFacts::of_embedding(request))
+            }
+            Api::Rerank => {
+                let request = RerankRequest::from_slice(&body)?;
+                (request.model.clone(), PromptFacts::of_rerank(request))
+            }
             _ => {
                 let request = ChatCompletionRequest::from_slice(&body)?;
-                (request.model, PromptKey::of_chat(&request.prompt), request.options)
+                prompt = PromptKey::of_chat(&request.prompt);
+                (stream, salt) = (request.options.stream, request.options.cache_salt.clone());
+                (request.model.clone(), PromptFacts::of_chat(request))
             }
         };
         let model_span = model_span(&body)?;
-        let GenerationOptions { stream, cache_salt: salt, user, .. } = options;
-        Ok(Self { api, model, stream, prompt, salt, user, body, model_span })
+        Ok(Self { api, model, stream, facts, prompt, salt, body, model_span })
     }
 
     /// What of the request the choice of an endpoint may depend on.
     pub fn ask<'a>(&'a self, headers: &'a HeaderMap) -> Ask<'a> {
-        Ask { prompt: &self.prompt, salt: self.salt.as_deref(), user: self.user.as_deref(), headers }
+        Ask { prompt: &self.prompt, salt: self.salt.as_deref(), user: self.facts.user.as_deref(), headers }
     }
 
     /// The body with another model name, or as it is.
@@ -249,7 +267,7 @@ mod tests {
             object.insert("model".into(), json!(public));
             let body = Bytes::from(Value::Object(object.clone()).to_string());
             let request = InferenceRequest { api: Api::ChatCompletions, model: public, stream: false,
-                prompt: PromptKey::default(), salt: None, user: None,
+                facts: PromptFacts::default(), prompt: PromptKey::default(), salt: None,
                 model_span: model_span(&body).expect("a span"), body };
             object.insert("model".into(), json!(served));
             // Compared as text: byte for byte, not merely equal in value.

@@ -40,6 +40,17 @@ pub struct Choice<'a> {
     pub verdict: Verdict,
 }
 
+/// Where the next attempt may go.
+#[derive(Debug)]
+pub struct Candidates<'a> {
+    /// The backend.
+    pub backend: &'a RouteBackend,
+    /// Endpoints of it, of which a policy takes one.
+    pub endpoints: Vec<&'a Arc<Endpoint>>,
+    /// Whether this request has not been to them before.
+    pub fresh: bool,
+}
+
 /// One request's way through a route's backends.
 #[derive(Debug, Default)]
 pub struct Selection {
@@ -94,9 +105,10 @@ impl Selection {
 
     /// Whether an endpoint is left that this request has not been to.
     pub fn has_fresh(&self, route: &Route) -> bool {
-        let weights = self.decision.weights(route);
-        let taking = route.backends.iter().zip(weights).filter(|(_, weight)| *weight > 0);
-        let mut endpoints = taking.flat_map(|(backend, _)| &backend.endpoints);
+        let ranks = self.decision.ranks(route);
+        let taking = route.backends.iter().enumerate();
+        let taking = taking.filter(|(index, _)| ranks.iter().any(|rank| rank[*index] > 0));
+        let mut endpoints = taking.flat_map(|(_, backend)| &backend.endpoints);
         endpoints.any(|endpoint| !self.has_tried(endpoint))
     }
 
@@ -109,13 +121,34 @@ impl Selection {
         now: Instant,
         rng: &mut dyn Rng,
     ) -> Result<Choice<'a>, Unavailable> {
-        let weights = self.decision.weights(route);
-        let intended = self.intended_of(route, &weights, rng)?;
-        for class in [Class::Well, Class::Ejected, Class::Tried] {
+        let Candidates { backend, endpoints, fresh } = self.candidates(route, now, rng)?;
+        let chosen = policies.choose(ask, &target(route, backend), &endpoints, rng);
+        let verdict = chosen.ok_or(Unavailable::NoEndpoint)?;
+        let endpoint = Arc::clone(endpoints[verdict.index]);
+        self.tried.push(endpoint.address());
+        self.began.get_or_insert_with(|| Variant {
+            backend: backend.name.clone(),
+            revision: endpoint.revision().map(str::to_owned),
+        });
+        Ok(Choice { backend, endpoint, fresh, verdict })
+    }
+
+    /// The backend that the next attempt goes to, and the endpoints there that are equally good; never none.
+    pub fn candidates<'a>(
+        &mut self,
+        route: &'a Route,
+        now: Instant,
+        rng: &mut dyn Rng,
+    ) -> Result<Candidates<'a>, Unavailable> {
+        let ranks = self.decision.ranks(route);
+        let intended = self.intended_of(route, &ranks, rng)?;
+        let classes = [Class::Well, Class::Ejected, Class::Tried];
+        for (class, weights) in classes.iter().flat_map(|class| ranks.iter().map(move |rank| (*class, rank)))
+        {
             let members: Vec<Vec<&Arc<Endpoint>>> = route
                 .backends
                 .iter()
-                .zip(&weights)
+                .zip(weights)
                 .map(|(backend, weight)| self.members(backend, *weight, class, now))
                 .collect();
             let index = if members[intended].is_empty() {
@@ -128,17 +161,10 @@ impl Selection {
             };
             let Some(index) = index else { continue };
             let backend = &route.backends[index];
-            let candidates = self.of_one_revision(backend, &members[index]);
-            let Some(verdict) = policies.choose(ask, &target(route, backend), &candidates, rng) else {
-                continue;
-            };
-            let endpoint = Arc::clone(candidates[verdict.index]);
-            self.tried.push(endpoint.address());
-            self.began.get_or_insert_with(|| Variant {
-                backend: backend.name.clone(),
-                revision: endpoint.revision().map(str::to_owned),
-            });
-            return Ok(Choice { backend, endpoint, fresh: class != Class::Tried, verdict });
+            let endpoints = self.of_one_revision(backend, &members[index]);
+            if !endpoints.is_empty() {
+                return Ok(Candidates { backend, endpoints, fresh: class != Class::Tried });
+            }
         }
         Err(Unavailable::NoEndpoint)
     }
@@ -147,7 +173,7 @@ impl Selection {
     fn intended_of(
         &mut self,
         route: &Route,
-        weights: &[u32],
+        ranks: &[Vec<u32>],
         rng: &mut dyn Rng,
     ) -> Result<usize, Unavailable> {
         let pinned = self.began.as_ref().filter(|_| self.pinned).map(|variant| &variant.backend);
@@ -156,7 +182,10 @@ impl Selection {
         let index = match known {
             Some(index) => index,
             None if self.pinned => return Err(Unavailable::NoEndpoint),
-            None => self.choose_backend(route, weights, rng).ok_or(Unavailable::NoWeight)?,
+            None => {
+                let mut chosen = ranks.iter().filter_map(|weights| self.choose_backend(route, weights, rng));
+                chosen.next().ok_or(Unavailable::NoWeight)?
+            }
         };
         self.intended = Some(route.backends[index].name.clone());
         Ok(index)
@@ -262,8 +291,8 @@ pub fn target<'a>(route: &'a Route, backend: &'a RouteBackend) -> Target<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::Weights;
     use crate::ejection::Failure;
-    use crate::observe::RouteObserver;
     use crate::policy::prompt::PromptKey;
     use http::HeaderMap;
     use rand::SeedableRng;
@@ -281,21 +310,13 @@ mod tests {
             name: name.to_owned(),
             key: split::key_of(name),
             weight,
-            served_model: None,
-            revision: None,
             endpoints: addresses.iter().map(endpoint).collect(),
+            ..RouteBackend::default()
         }
     }
 
     fn route(backends: Vec<RouteBackend>) -> Route {
-        Route {
-            id: "ns/r".to_owned(),
-            model: "m".to_owned(),
-            created: 0,
-            backends,
-            endpoint_policy: None,
-            observed: RouteObserver::default(),
-        }
+        Route { id: "ns/r".to_owned(), model: "m".to_owned(), backends, ..Route::default() }
     }
 
     /// With policies that remember nothing and a prompt that is too short to tell.
@@ -422,6 +443,43 @@ mod tests {
         assert_eq!(next(&mut selection, &replaced, 0), Err(Unavailable::NoEndpoint));
         let removed = route(vec![backend("v2", 1, &["d@r1"])]);
         assert_eq!(next(&mut selection, &removed, 0), Err(Unavailable::NoEndpoint));
+    }
+
+    fn by_rule(ranks: &[&[(&str, u32)]]) -> Selection {
+        let rank =
+            |rank: &&[(&str, u32)]| rank.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
+        let by = Weights::Rule(ranks.iter().map(rank).collect());
+        Selection::new(Decision { by, ..Decision::default() })
+    }
+
+    #[test]
+    fn a_rules_split_stands_by_itself_and_a_target_that_is_gone_takes_nothing() {
+        let route = route(vec![backend("v1", 1, &["a"]), backend("v2", 0, &["b"]), backend("v3", 0, &[])]);
+        for seed in 0..20 {
+            let mut selection = by_rule(&[&[("v2", 1), ("v3", 1), ("v9", 1)]]);
+            assert_eq!(next(&mut selection, &route, seed), Ok("b:1".to_owned()));
+            assert!(!selection.has_fresh(&route));
+            assert_eq!(
+                next(&mut selection, &route, seed),
+                Ok("b:1".to_owned()),
+                "not to v1, whoever is free there"
+            );
+        }
+        assert_eq!(next(&mut by_rule(&[&[("v3", 1)]]), &route, 0), Err(Unavailable::NoEndpoint));
+        assert_eq!(next(&mut by_rule(&[&[("v9", 1)]]), &route, 0), Err(Unavailable::NoWeight));
+    }
+
+    #[test]
+    fn the_next_rank_counts_when_the_first_has_no_endpoint_left() {
+        let route =
+            route(vec![backend("dear", 1, &["d"]), backend("cheap", 1, &["c"]), backend("gone", 1, &[])]);
+        let ranks: &[&[(&str, u32)]] = &[&[("gone", 1)], &[("cheap", 1)], &[("dear", 1)]];
+        let mut selection = by_rule(ranks);
+        let walked: Vec<_> =
+            (0..4).map(|seed| next(&mut selection, &route, seed).expect("a choice")).collect();
+        assert_eq!(walked[..2], ["c:1", "d:1"]);
+        assert_eq!(walked[2], "c:1", "then again from the first");
+        assert_eq!(selection.intended(), Some("gone"));
     }
 
     fn sticky(subject: u64) -> Selection {

@@ -8,13 +8,18 @@ use std::sync::Arc;
 
 use fairlead_crds::condition;
 use fairlead_crds::model_deployment::ModelDeployment;
+use fairlead_crds::model_route::canary::RolloutStatus;
 use fairlead_crds::model_route::endpoint_policy::EndpointPolicy;
-use fairlead_crds::model_route::{Backend, ModelRoute};
+use fairlead_crds::model_route::rules::check;
+use fairlead_crds::model_route::{Backend, ModelRoute, shares};
+use http::header::HeaderName;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 
+use crate::decide::Stick;
 use crate::endpoint::Endpoint;
 use crate::observe::RouteObserver;
+use crate::rules::Rules;
 use crate::slices::{self, ReadyPods};
 use crate::split;
 
@@ -52,7 +57,7 @@ pub struct RoutingSnapshot {
 }
 
 /// A model name and where its requests go.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Route {
     /// `namespace/name` of the ModelRoute.
     pub id: String,
@@ -66,10 +71,18 @@ pub struct Route {
     pub endpoint_policy: Option<EndpointPolicy>,
     /// What is observed of it.
     pub observed: RouteObserver,
+    /// Its own split in one line.
+    pub split: Arc<str>,
+    /// Which requests go elsewhere.
+    pub rules: Arc<Rules>,
+    /// Whose requests stay where they are.
+    pub stick: Stick,
+    /// What the operator has decided of its canary.
+    pub rollout: Option<RolloutStatus>,
 }
 
 /// One backend of a route.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RouteBackend {
     /// Its name within the route.
     pub name: String,
@@ -77,6 +90,8 @@ pub struct RouteBackend {
     pub key: u64,
     /// Its share of the route's own split, relative to the others', with what a canary has.
     pub weight: u32,
+    /// What a million tokens cost there, as the route has it.
+    pub cost: Option<String>,
     /// What its pods call the model; `None` where they use the name that clients send.
     pub served_model: Option<String>,
     /// The revision that all of its pods serve, when that is certain.
@@ -170,9 +185,8 @@ impl Builder<'_> {
                         key: split::key_of(&backend.name),
                         name: backend.name.clone(),
                         weight,
-                        served_model: None,
-                        revision: None,
-                        endpoints: vec![],
+                        cost: backend.cost_per_million_tokens.clone(),
+                        ..RouteBackend::default()
                     });
                 }
             }
@@ -191,13 +205,47 @@ impl Builder<'_> {
         }
         let previous = self.previous.routes.get(&model).map(|previous| &previous.observed);
         let observed = RouteObserver::of(&id, route, previous);
-        let route = Route { id, model: model.clone(), created, backends, endpoint_policy, observed };
+        let rules = self.rules(&id, &model, route);
+        let route = Route {
+            created,
+            split: shares::line(backends.iter().map(|it| (it.name.as_str(), it.weight))).into(),
+            rules,
+            stick: self.stick(&id, route),
+            rollout: route.status.as_ref().and_then(|status| status.rollout.clone()),
+            backends,
+            endpoint_policy,
+            observed,
+            model: model.clone(),
+            id,
+        };
         self.next.routes.insert(model, Arc::new(route));
+    }
+
+    /// A route's rules; those of the previous snapshot when they are the same, since regular expressions take long to compile.
+    fn rules(&mut self, id: &str, model: &str, route: &ModelRoute) -> Arc<Rules> {
+        let known = self.previous.routes.get(model).map(|route| &route.rules);
+        let rules = match known.filter(|rules| rules.are_of(&route.spec)) {
+            Some(rules) => Arc::clone(rules),
+            None => Arc::new(Rules::new(&route.spec)),
+        };
+        self.next.problems.extend(rules.problems.iter().map(|problem| format!("ModelRoute {id}: {problem}")));
+        rules
+    }
+
+    fn stick(&mut self, id: &str, route: &ModelRoute) -> Stick {
+        let Some(stickiness) = &route.spec.stickiness else { return Stick::default() };
+        if let Some(problem) = check::stickiness_problem(stickiness) {
+            self.next.problems.push(format!("ModelRoute {id}: {problem}"));
+            return Stick::default();
+        }
+        let header = stickiness.header.as_ref().and_then(|name| HeaderName::try_from(name.as_str()).ok());
+        Stick { by: stickiness.by, header }
     }
 
     fn backend(&mut self, namespace: &str, backend: &Backend, weight: u32) -> Result<RouteBackend, String> {
         let name = backend.name.clone();
         let key = split::key_of(&name);
+        let cost = backend.cost_per_million_tokens.clone();
         match (self.objects.origin, &backend.model_deployment, backend.endpoints.as_slice()) {
             (Origin::Cluster, _, [_, ..]) => {
                 Err("endpoints: addresses are refused in a cluster; name a modelDeployment instead".to_owned())
@@ -231,7 +279,7 @@ impl Builder<'_> {
                     .collect();
                 let endpoints = self.endpoints(&bases)?;
                 let served_model = Some(backend.adapter.as_ref().unwrap_or(deployment).clone());
-                Ok(RouteBackend { name, key, weight, served_model, revision, endpoints })
+                Ok(RouteBackend { name, key, weight, cost, served_model, revision, endpoints })
             }
             (Origin::Manifests, _, []) => {
                 Err("endpoints: missing; without Kubernetes a backend lists addresses, such as [\"http://127.0.0.1:8001\"]"
@@ -241,7 +289,7 @@ impl Builder<'_> {
                 let bases: Vec<_> = bases.iter().map(|base| (base.clone(), None)).collect();
                 let endpoints = self.endpoints(&bases)?;
                 let served_model = backend.adapter.as_ref().or(served.as_ref()).cloned();
-                Ok(RouteBackend { name, key, weight, served_model, revision: None, endpoints })
+                Ok(RouteBackend { name, key, weight, cost, served_model, revision: None, endpoints })
             }
         }
     }

@@ -56,7 +56,17 @@ fn reference() -> String {
     for (name, meaning) in [
         (headers::REQUEST_ID, "The client's own request id, or a new one"),
         (headers::ROUTE, "Namespace and name of the ModelRoute"),
+        (headers::RULE, "The rule that had the request; absent where none held"),
+        (
+            headers::SPLIT,
+            "The split in force for the request, in percent: the rule's, or the route's own with its canary",
+        ),
+        (
+            headers::STICKY,
+            "`User`, `Tenant` or `Header`, when the backend was chosen by that and not by chance",
+        ),
         (headers::BACKEND, "The backend that answered"),
+        (headers::COST, "What a million tokens cost there, where the route says so"),
         (
             headers::DIVERTED_FROM,
             "The backend that the weights had chosen, when it had no endpoint and another one answered",

@@ -42,11 +42,14 @@ impl ModelRoute {
         names.join("+")
     }
 
-    /// Changes with everything that makes another rollout of it: the backends and the canary, but not `paused`.
+    /// Changes with everything that makes another rollout of it: the backends but not their prices, and the canary but not
+    /// `paused`.
     pub fn rollout_fingerprint(&self) -> String {
         let canary = self.spec.canary.as_ref().map(|canary| Canary { paused: false, ..canary.clone() });
+        let priceless = |backend: &Backend| Backend { cost_per_million_tokens: None, ..backend.clone() };
+        let backends: Vec<Backend> = self.spec.backends.iter().map(priceless).collect();
         // Types of ours, without maps that could not be written.
-        let text = serde_json::to_string(&(&self.spec.backends, canary)).unwrap_or_default();
+        let text = serde_json::to_string(&(backends, canary)).unwrap_or_default();
         let digest = Sha256::digest(text.as_bytes());
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
@@ -170,6 +173,9 @@ mod tests {
         paused["paused"] = json!(true);
         assert_eq!(fingerprint(&paused), one);
         assert_ne!(fingerprint(&canary("v3")), one);
+        let mut dearer = route(&canary("v2"), &Value::Null);
+        dearer.spec.backends[0].cost_per_million_tokens = Some("7".to_owned());
+        assert_eq!(dearer.rollout_fingerprint(), one, "a price is not a version");
         let mut longer = canary("v2");
         longer["steps"][0]["hold"] = json!("2m");
         assert_ne!(fingerprint(&longer), one);

@@ -1,4 +1,5 @@
 mod endpoint_policy;
+mod rules;
 
 use std::path::Path;
 
@@ -208,6 +209,10 @@ fn bad_objects_are_refused_with_the_field_and_the_remedy() {
             "exactly one of modelDeployment",
         ),
         (json!([{"name": "A b", "modelDeployment": "x"}]), "spec.backends[].name"),
+        (
+            json!([{"name": "a", "modelDeployment": "x", "costPerMillionTokens": "cheap"}]),
+            "decimal in a string",
+        ),
     ] {
         let refusals = refusals("modelroutes", &route(&backends));
         assert!(refusals.iter().any(|refusal| refusal.contains(part)), "{backends}: {refusals:?}");

@@ -145,6 +145,7 @@ pub async fn follow(
     let labelled = all().labels(MODEL_DEPLOYMENT_LABEL);
     watches.spawn(watch(
         api(&client, namespace),
+        |guarded| guarded,
         all(),
         Arc::clone(&caches),
         |c: &Caches| &c.routes,
@@ -152,6 +153,7 @@ pub async fn follow(
     ));
     watches.spawn(watch(
         api(&client, namespace),
+        |guarded| guarded,
         all(),
         Arc::clone(&caches),
         |c: &Caches| &c.deployments,
@@ -159,13 +161,16 @@ pub async fn follow(
     ));
     watches.spawn(watch(
         api(&client, namespace),
+        |guarded| guarded,
         labelled.clone(),
         Arc::clone(&caches),
         |c: &Caches| &c.slices,
         Arc::clone(&metrics),
     ));
     watches.spawn(watch(
-        api(&client, namespace),
+        // Of itself, because behind the guard the client would ask for whole pods.
+        api::<PodMeta>(&client, namespace),
+        |pod| DeserializeGuard(Ok(pod)),
         labelled,
         Arc::clone(&caches),
         |c: &Caches| &c.pods,
@@ -186,7 +191,7 @@ pub async fn follow(
     watches.shutdown().await;
 }
 
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<DeserializeGuard<K>>
+fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
@@ -196,15 +201,17 @@ where
     }
 }
 
-/// Keeps one kind's cache up to date for ever.
-async fn watch<K>(
-    api: Api<DeserializeGuard<K>>,
+/// Keeps one kind's cache up to date for ever. What is watched (`W`) is made a guarded object by `guard`.
+async fn watch<W, K>(
+    api: Api<W>,
+    guard: fn(W) -> DeserializeGuard<K>,
     config: watcher::Config,
     caches: Arc<Caches>,
     pick: impl Fn(&Caches) -> &Watched<K> + Send,
     metrics: Arc<Metrics>,
 ) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
 {
     let kind = K::kind(&()).into_owned();
     let mut events = std::pin::pin!(watcher(api, config).backoff(Reconnect::default()));
@@ -212,7 +219,7 @@ async fn watch<K>(
         let watched = pick(&caches);
         match event {
             Ok(event) => {
-                let applied = watched.cache().apply(event);
+                let applied = watched.cache().apply(guarded(event, guard));
                 watched.set_error(None);
                 if let Some((object, error)) = applied.unreadable {
                     metrics.source_error();
@@ -236,6 +243,19 @@ async fn watch<K>(
                 caches.changed.notify_one();
             }
         }
+    }
+}
+
+fn guarded<W, K>(
+    event: watcher::Event<W>,
+    guard: fn(W) -> DeserializeGuard<K>,
+) -> watcher::Event<DeserializeGuard<K>> {
+    match event {
+        watcher::Event::Init => watcher::Event::Init,
+        watcher::Event::InitApply(object) => watcher::Event::InitApply(guard(object)),
+        watcher::Event::InitDone => watcher::Event::InitDone,
+        watcher::Event::Apply(object) => watcher::Event::Apply(guard(object)),
+        watcher::Event::Delete(object) => watcher::Event::Delete(guard(object)),
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
+use fairlead_crds::model_route::cost::Cost;
+use fairlead_crds::model_route::rules::check;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -275,6 +277,17 @@ fn check(route: &ModelRoute) -> Result<(), String> {
     if let Some(policy) = &route.spec.endpoint_policy {
         policy.check()?;
     }
+    for (index, backend) in route.spec.backends.iter().enumerate() {
+        if let Some(Err(problem)) = backend.cost_per_million_tokens.as_deref().map(str::parse::<Cost>) {
+            return Err(format!("spec.backends[{index}].costPerMillionTokens: {problem}"));
+        }
+    }
+    if let Some(problem) = check::problems(&route.spec).into_iter().next() {
+        return Err(problem.text);
+    }
+    if let Some(problem) = route.spec.stickiness.as_ref().and_then(check::stickiness_problem) {
+        return Err(problem);
+    }
     if route.spec.canary.is_some() {
         return Err("spec.canary: the operator moves canaries, and there is none without Kubernetes; give the backends weights"
             .to_owned());
@@ -330,6 +343,21 @@ spec:
                 "  endpointPolicy: {kind: SessionAffinity}\n  backends:",
                 "spec.endpointPolicy.session: missing",
             ),
+                "- name: v1",
+                "- name: v1\n      costPerMillionTokens: free",
+                "spec.backends[0].costPerMillionTokens",
+            ),
+            (
+                "  backends:",
+                "  rules: [{name: r, match: {users: [x]}, split: [{backend: v9}]}]\n  backends:",
+                "spec.rules[r].split: there is no backend",
+            ),
+            (
+                "  backends:",
+                "  rules: [{name: r, match: {user: [x]}}]\n  backends:",
+                "spec.rules[0].match.user: there is no such field",
+            ),
+            ("  backends:", "  stickiness: {by: Header}\n  backends:", "spec.stickiness.header"),
             ("kind: ModelRoute", "kind: Deployment", "kind: is \"Deployment\""),
             ("fairlead.dev/v1alpha1", "fairlead.dev/v1", "apiVersion"),
             ("metadata: {name: chat}", "metadata: {}", "metadata.name"),

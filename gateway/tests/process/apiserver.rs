@@ -28,6 +28,8 @@ struct State {
     objects: HashMap<String, Objects>,
     watches: Vec<(String, mpsc::Sender<Value>)>,
     requests: Vec<String>,
+    /// Plural and Accept header of each request.
+    accepted: Vec<(String, String)>,
     /// Plurals that are answered with 403.
     forbidden: Vec<String>,
 }
@@ -61,6 +63,12 @@ impl ApiServer {
     /// What was asked for: paths with queries.
     pub fn requests(&self) -> Vec<String> {
         self.state.lock().expect("state").requests.clone()
+    }
+
+    /// What forms of a kind's objects were asked for.
+    pub fn accepted(&self, plural: &str) -> Vec<String> {
+        let state = self.state.lock().expect("state");
+        state.accepted.iter().filter(|(of, _)| of == plural).map(|(_, accept)| accept.clone()).collect()
     }
 
     pub fn forbid(&self, plural: &str) {
@@ -140,6 +148,8 @@ fn answer(request: &Request<Incoming>, state: &Mutex<State>) -> Response<BoxBody
     state.requests.push(request.uri().to_string());
     let path = request.uri().path();
     let plural = path.rsplit('/').next().unwrap_or_default().to_owned();
+    let accept = request.headers().get("accept").map_or("", |accept| accept.to_str().expect("text"));
+    state.accepted.push((plural.clone(), accept.to_owned()));
     let whole = |status: u16, body: Value| {
         let body = Full::new(Bytes::from(body.to_string())).boxed();
         Response::builder()

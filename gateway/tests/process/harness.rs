@@ -97,6 +97,11 @@ impl Gateway {
         format!("{}{path}", self.api)
     }
 
+    /// The URL of an admin path.
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("{}{path}", self.admin)
+    }
+
     /// A chat request's body.
     pub fn chat_body(model: &str, stream: bool) -> Value {
         json!({"model": model, "messages": [{"role": "user", "content": "a secret prompt"}], "stream": stream})

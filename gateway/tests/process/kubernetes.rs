@@ -166,3 +166,107 @@ async fn without_an_api_server_the_last_routes_stay_and_changes_are_caught_up_wi
     api.apply("modelroutes", route("r", T1, backend("llama-v2")));
     eventually("the change is in force", || async { answered_by(&gateway).await == "v2" }).await;
 }
+
+#[tokio::test]
+async fn in_a_roll_out_each_answer_is_of_the_revision_of_its_own_pod() {
+    let api = ApiServer::start().await;
+    let pods =
+        [("old", Worker::start().await.answer_all("r1")), ("new", Worker::start().await.answer_all("r2"))];
+    let mut rolling = deployment("llama");
+    rolling["status"]["conditions"][0]["status"] = json!("False");
+    api.apply("modeldeployments", rolling);
+    for (name, pod) in &pods {
+        let mut slice = slice("llama", &[pod]);
+        slice["metadata"]["name"] = json!(format!("llama-{name}"));
+        slice["endpoints"][0]["targetRef"] = json!({"kind": "Pod", "namespace": "ns", "name": name});
+        api.apply("endpointslices", slice);
+        let revision = if *name == "old" { "r1" } else { "r2" };
+        let labels = json!({"fairlead.dev/model-deployment": "llama", "fairlead.dev/revision": revision});
+        api.apply(
+            "pods",
+            json!({"metadata": {"namespace": "ns", "name": name, "uid": name, "labels": labels}}),
+        );
+    }
+    let mut sticky = route("r", T1, json!([{"name": "b", "modelDeployment": "llama"}]));
+    sticky["spec"]["stickiness"] = json!({"by": "User"});
+    api.apply("modelroutes", sticky);
+    let gateway = Gateway::start_in_cluster(&api.kubeconfig(), &[]).await;
+    eventually("it is ready", || async { gateway.admin("/readyz").await.0 == 200 }).await;
+    let mut seen = std::collections::BTreeSet::new();
+    for user in 0..40 {
+        let mut revisions = std::collections::BTreeSet::new();
+        for _ in 0..3 {
+            let mut body = Gateway::chat_body("chat", false);
+            body["user"] = json!(format!("user-{user}"));
+            let response =
+                gateway.post("/v1/chat/completions", body.to_string()).send().await.expect("an answer");
+            let revision = header(&response, "x-fairlead-revision").to_owned();
+            let body: Value = response.json().await.expect("JSON");
+            assert_eq!(body["from"], revision.as_str());
+            revisions.insert(revision);
+        }
+        assert_eq!(revisions.len(), 1, "a user sees one revision: {revisions:?}");
+        seen.append(&mut revisions);
+    }
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    let requests = api.requests();
+    let of_pods: Vec<_> = requests.iter().filter(|request| request.contains("/pods?")).collect();
+    assert!(
+        of_pods.iter().all(|request| request.contains("labelSelector=fairlead.dev%2Fmodel-deployment")),
+        "{of_pods:?}"
+    );
+    let forms = api.accepted("pods");
+    assert!(
+        forms.iter().all(|form| form.contains("PartialObjectMetadata")),
+        "no more than the metadata: {forms:?}"
+    );
+}
+
+/// Two gateways, a hundred writes. It prints how long a write takes to be in force in both, seen by requests.
+#[tokio::test]
+async fn rules_change_while_gateways_run_and_one_write_takes_them_back() {
+    const WRITES: usize = 100;
+    let api = ApiServer::start().await;
+    let pod = Worker::start().await.answer_all("pod");
+    for name in ["llama-v1", "llama-v2"] {
+        api.apply("modeldeployments", deployment(name));
+        api.apply("endpointslices", slice(name, &[&pod]));
+    }
+    let backends = json!([{"name": "one", "modelDeployment": "llama-v1", "weight": 1}, {"name": "two", "modelDeployment": "llama-v2"}]);
+    let ruled = |number: usize| {
+        let mut route = route("r", T1, backends.clone());
+        let rule = json!({"name": format!("rule-{number}"), "match": {"headers": [{"name": "x-priority", "regex": "urgent|now"}]},
+            "split": [{"backend": "two"}]});
+        if number % 2 == 1 {
+            route["spec"]["rules"] = json!([rule]);
+        }
+        route
+    };
+    api.apply("modelroutes", ruled(0));
+    let gateways = [
+        Gateway::start_in_cluster(&api.kubeconfig(), &[]).await,
+        Gateway::start_in_cluster(&api.kubeconfig(), &[]).await,
+    ];
+    let goes = async |gateway: &Gateway| {
+        let request = gateway.post("/v1/chat/completions", Gateway::chat_body("chat", false).to_string());
+        let response = request.header("x-priority", "urgent").send().await.expect("an answer");
+        (header(&response, "x-fairlead-backend").to_owned(), header(&response, "x-fairlead-rule").to_owned())
+    };
+    let mut times = Vec::new();
+    for number in 0..WRITES {
+        let wanted = if number % 2 == 1 {
+            ("two".to_owned(), format!("rule-{number}"))
+        } else {
+            ("one".to_owned(), String::new())
+        };
+        let written = std::time::Instant::now();
+        api.apply("modelroutes", ruled(number));
+        for gateway in &gateways {
+            eventually("the write is in force", || async { goes(gateway).await == wanted }).await;
+        }
+        times.push(written.elapsed());
+    }
+    times.sort_unstable();
+    let [middle, most] = [times[WRITES / 2], times[WRITES - 2]];
+    eprintln!("{WRITES} writes to effect in 2 gateways: median {middle:?}, 99th percentile {most:?}");
+}

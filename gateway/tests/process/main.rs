@@ -11,5 +11,6 @@ mod manifests;
 mod observe;
 mod requests;
 mod retries;
+mod routing;
 mod streaming;
 mod worker;

@@ -1,7 +1,7 @@
 //! A ModelRoute's status, as a pure function. The only place where one is made.
 
 use fairlead_crds::condition::ready;
-use fairlead_crds::model_route::{ModelRoute, ModelRouteStatus, SplitShare};
+use fairlead_crds::model_route::{ModelRoute, ModelRouteStatus, SplitShare, shares};
 use k8s_openapi::jiff::Timestamp;
 
 use super::validate::Routed;
@@ -16,19 +16,20 @@ pub fn status(
     now: Timestamp,
 ) -> ModelRouteStatus {
     let verdict = match outcome {
-        Ok(Routed { backends }) => Verdict::Ready {
+        Ok(Routed { backends, rules }) => Verdict::Ready {
             reason: ready::ROUTED,
-            message: match backends.as_slice() {
-                [one] => format!("requests go to {one}"),
-                several => format!("requests go to {}", several.join(", ")),
+            message: match rules {
+                0 => format!("requests go to {}", backends.join(", ")),
+                1 => format!("requests go to {}, but for those of a rule", backends.join(", ")),
+                some => format!("requests go to {}, but for those of {some} rules", backends.join(", ")),
             },
         },
         Err(error) => Verdict::of_error(error),
     };
     let effective_split = split(object);
     let rollout = object.status.as_ref().and_then(|status| status.rollout.clone());
-    let line: Vec<String> =
-        effective_split.iter().map(|share| format!("{}={}", share.backend, share.percent)).collect();
+    let line =
+        shares::line(object.weights().iter().map(|(backend, weight)| (backend.name.as_str(), *weight)));
     let stable = rollout.as_ref().map(|rollout| rollout.state.stable.clone());
     let stable = stable.filter(|name| !name.is_empty()).unwrap_or_else(|| object.stable_in_spec());
     ModelRouteStatus {
@@ -36,7 +37,7 @@ pub fn status(
         conditions: conditions(&before.conditions, &verdict, object.metadata.generation, now),
         model: Some(object.model_name()),
         stable: (!stable.is_empty()).then_some(stable),
-        split: (!line.is_empty()).then(|| line.join(" ")),
+        split: (!line.is_empty()).then_some(line),
         effective_split,
         rollout,
         // Written by people.
@@ -56,13 +57,7 @@ fn split(object: &ModelRoute) -> Vec<SplitShare> {
         .filter(|(_, weight)| *weight > 0)
         .map(|(backend, weight)| SplitShare {
             backend: backend.name.clone(),
-            percent: percent(weight, total),
+            percent: shares::percent(weight, total),
         })
         .collect()
-}
-
-fn percent(weight: u32, total: u64) -> String {
-    let hundredths = (u64::from(weight) * 10_000 + total / 2) / total;
-    let text = format!("{}.{:02}", hundredths / 100, hundredths % 100);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

@@ -172,6 +172,22 @@ async fn contradictions_are_refused_also_when_the_schema_let_them_through() {
         ),
         (&canary("backend: b, steps: [{weight: 100, hold: 1m}]"), "spec.canary.steps[0].weight is 100"),
         (&canary("backend: b, steps: [{weight: 5, hold: soon}]"), "spec.canary.steps[0].hold is \"soon\""),
+        (
+            &ruled("{name: r, match: {users: [x]}, split: [{backend: c}]}"),
+            "spec.rules[r].split: there is no backend",
+        ),
+        (
+            &ruled("{name: r, match: {headers: [{name: x, regex: '('}]}}"),
+            "spec.rules[r].match.headers[0].regex",
+        ),
+        (
+            "{stickiness: {by: Header}, backends: [{name: a, modelDeployment: one}]}",
+            "spec.stickiness.header is missing",
+        ),
+        (
+            "{backends: [{name: a, modelDeployment: one, costPerMillionTokens: free}]}",
+            "spec.backends[a].costPerMillionTokens: \"free\"",
+        ),
     ] {
         let mut cluster = Cluster::new();
         deployment(&cluster, "one", true);
@@ -193,6 +209,37 @@ async fn a_changed_deployment_concerns_the_routes_that_name_it() {
         concerned(&changed, &cluster.context.stores.model_routes).len()
     };
     assert_eq!((told("models"), told("elsewhere")), (1, 0));
+}
+
+fn ruled(rule: &str) -> String {
+    format!(
+        "{{backends: [{{name: a, modelDeployment: one, weight: 1}}, {{name: b, modelDeployment: two}}], rules: [{rule}]}}"
+    )
+}
+
+#[tokio::test]
+async fn a_rules_target_that_is_not_there_is_told_and_heals() {
+    let mut cluster = Cluster::new();
+    deployment(&cluster, "one", true);
+    let spec = ruled("{name: premium, match: {tenantTiers: [gold]}, split: [{backend: b}]}");
+    add(&cluster, &route("chat", &spec, 1));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(ready(&status).1, "BackendNotFound");
+    assert!(ready(&status).2.contains("spec.backends[b].modelDeployment"), "{status}");
+    assert_eq!(status["split"], "a=100", "a rule moves nothing of the route's own split");
+    deployment(&cluster, "two", false);
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(ready(&status).1, "Waiting");
+    assert!(
+        ready(&status).2.contains("rule premium, backend b: ModelDeployment two is not ready"),
+        "{status}"
+    );
+    deployment(&cluster, "two", true);
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!((ready(&status).1, ready(&status).2), ("Routed", "requests go to a, but for those of a rule"));
+    // It vanishes later.
+    cluster.remove("/apis/fairlead.dev/v1alpha1/namespaces/models/modeldeployments/two");
+    assert_eq!(ready(&step(&mut cluster, "models", "chat").await).1, "BackendNotFound");
 }
 
 fn canary(canary: &str) -> String {

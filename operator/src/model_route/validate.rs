@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 
 use fairlead_crds::condition::{READY, reconciling, stalled};
 use fairlead_crds::model_deployment::ModelDeployment;
+use fairlead_crds::model_route::cost::Cost;
+use fairlead_crds::model_route::rules::{Rule, check};
 use fairlead_crds::model_route::{Backend, ModelRoute, ModelRouteSpec};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -15,8 +17,10 @@ use crate::error::Error;
 /// A route that works: its message for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routed {
-    /// Names of the backends that take requests.
+    /// Names of the backends that take requests by the route's own split.
     pub backends: Vec<String>,
+    /// How many rules there are.
+    pub rules: usize,
 }
 
 /// Checks a route against what is there.
@@ -24,8 +28,14 @@ pub struct Routed {
 /// # Errors
 /// [`Error::Invalid`] when only a person can help, [`Error::Waiting`] while a backend with a weight is not ready.
 pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Error> {
-    let ModelRouteSpec { model: _, backends, canary, endpoint_policy: _ } = &object.spec;
+    let ModelRouteSpec { model: _, backends, rules, stickiness, canary, endpoint_policy: _ } = &object.spec;
     check_backends(backends)?;
+    if let Some(problem) = check::problems(&object.spec).into_iter().next() {
+        return Err(invalid(problem.text));
+    }
+    if let Some(problem) = stickiness.as_ref().and_then(check::stickiness_problem) {
+        return Err(invalid(problem));
+    }
     let takers: Vec<&Backend> =
         object.weights().into_iter().filter(|(_, weight)| *weight > 0).map(|(backend, _)| backend).collect();
     if takers.is_empty() {
@@ -88,7 +98,32 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
             });
         }
     }
-    Ok(Routed { backends: takers.iter().map(|backend| backend.name.clone()).collect() })
+    // What a rule names it names for good, the canary too: nobody else answers its requests.
+    for (rule, backend) in targets(rules, backends) {
+        let name = backend.model_deployment.as_deref().unwrap_or_default();
+        if let Some(why) = found.deployments.get(name).and_then(|deployment| not_ready(deployment)) {
+            return Err(Error::Waiting {
+                reason: reconciling::WAITING,
+                message: format!(
+                    "rule {rule}, backend {}: ModelDeployment {name} is not ready ({why})",
+                    backend.name
+                ),
+                retry: std::time::Duration::from_secs(600),
+            });
+        }
+    }
+    Ok(Routed { backends: takers.iter().map(|backend| backend.name.clone()).collect(), rules: rules.len() })
+}
+
+/// The backends that rules send requests to, with the rule's name. A rule that chooses by cost passes over what is not ready.
+fn targets<'a>(rules: &'a [Rule], backends: &'a [Backend]) -> impl Iterator<Item = (&'a str, &'a Backend)> {
+    rules.iter().flat_map(move |rule| {
+        let named = rule.split.iter().filter(|share| share.weight != Some(0));
+        named.filter_map(move |share| {
+            let backend = backends.iter().find(|backend| backend.name == share.backend)?;
+            Some((rule.name.as_str(), backend))
+        })
+    })
 }
 
 fn check_backends(backends: &[Backend]) -> Result<(), Error> {
@@ -96,7 +131,9 @@ fn check_backends(backends: &[Backend]) -> Result<(), Error> {
         return Err(invalid("spec.backends is empty; name at least one"));
     }
     let mut names = BTreeSet::new();
-    for Backend { name, model_deployment, adapter: _, endpoints, weight: _ } in backends {
+    for backend in backends {
+        let Backend { name, model_deployment, adapter: _, endpoints, weight: _, cost_per_million_tokens } =
+            backend;
         if !names.insert(name) {
             return Err(invalid(format!("spec.backends: two are named {name}; give each its own name")));
         }
@@ -110,6 +147,9 @@ fn check_backends(backends: &[Backend]) -> Result<(), Error> {
             return Err(invalid(format!(
                 "spec.backends[{name}].modelDeployment is missing; name a ModelDeployment"
             )));
+        }
+        if let Some(Err(problem)) = cost_per_million_tokens.as_deref().map(str::parse::<Cost>) {
+            return Err(invalid(format!("spec.backends[{name}].costPerMillionTokens: {problem}")));
         }
     }
     Ok(())
