@@ -5,8 +5,8 @@
 
 pub mod analysis;
 pub mod canary;
-pub mod endpoint_policy;
 pub mod cost;
+pub mod endpoint_policy;
 pub mod rules;
 pub mod shares;
 pub mod stickiness;

@@ -343,6 +343,7 @@ spec:
                 "  endpointPolicy: {kind: SessionAffinity}\n  backends:",
                 "spec.endpointPolicy.session: missing",
             ),
+            (
                 "- name: v1",
                 "- name: v1\n      costPerMillionTokens: free",
                 "spec.backends[0].costPerMillionTokens",
