@@ -175,7 +175,7 @@ async fn no_user_goes_back_while_a_weight_grows_whichever_gateway_they_ask() {
     const USERS: usize = 60;
     let (_pods, urls) = pods(&["v1", "v2"]).await;
     let lasting = Gateway::start(&split([100, 0], &urls, false), &[]).await;
-    let mut moved = vec![false; USERS];
+    let mut moved = [false; USERS];
     for percent in [5, 25, 50, 100] {
         lasting.edit(&split([100 - percent, percent], &urls, false));
         let fresh = Gateway::start(&split([100 - percent, percent], &urls, true), &[]).await;
