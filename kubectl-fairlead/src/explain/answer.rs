@@ -71,6 +71,7 @@ struct Place {
     chosen_by: String,
     diverted_from: Option<String>,
     endpoint: String,
+    endpoint_because: String,
     revision: Option<String>,
     cost_per_million_tokens: Option<String>,
 }
@@ -83,7 +84,8 @@ struct Candidate {
     revision: Option<String>,
     in_flight: u64,
     ejected: bool,
-    prefix_match: Option<Value>,
+    too_loaded: bool,
+    prompt_bytes_cached: u64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -134,7 +136,15 @@ fn decision(explanation: &Explanation) -> String {
         let why = explanation.unavailable.as_deref().unwrap_or("the gateway does not say why");
         return format!("It would not be answered: {why}");
     };
-    let Place { name, chosen_by, diverted_from, endpoint, revision, cost_per_million_tokens } = place;
+    let Place {
+        name,
+        chosen_by,
+        diverted_from,
+        endpoint,
+        endpoint_because,
+        revision,
+        cost_per_million_tokens,
+    } = place;
     let revision = revision.as_ref().map(|revision| format!(" (revision {revision})")).unwrap_or_default();
     let diverted = diverted_from
         .as_ref()
@@ -149,7 +159,8 @@ fn decision(explanation: &Explanation) -> String {
     } else {
         ""
     };
-    format!("It would go to {name}, to {endpoint}{revision}{cost}{diverted}{chance}")
+    let because = if endpoint_because.is_empty() { String::new() } else { format!(" [{endpoint_because}]") };
+    format!("It would go to {name}, to {endpoint}{revision}{because}{cost}{diverted}{chance}")
 }
 
 fn who(explanation: &Explanation) -> String {
@@ -193,11 +204,12 @@ fn rules(explanation: &Explanation, paint: Paint) -> Table {
 }
 
 fn candidates(explanation: &Explanation, paint: Paint) -> Table {
-    let mut table = Table::new(&["BACKEND", "ENDPOINT", "REVISION", "IN FLIGHT", "PREFIX", "STATE", ""])
+    let mut table = Table::new(&["BACKEND", "ENDPOINT", "REVISION", "IN FLIGHT", "CACHED", "STATE", ""])
         .right(3)
         .right(4);
     let chosen = explanation.backend.as_ref();
-    for Candidate { backend, endpoint, revision, in_flight, ejected, prefix_match } in &explanation.candidates
+    for Candidate { backend, endpoint, revision, in_flight, ejected, too_loaded, prompt_bytes_cached } in
+        &explanation.candidates
     {
         let is_chosen = chosen.is_some_and(|place| place.name == *backend && place.endpoint == *endpoint);
         table.row([
@@ -205,8 +217,12 @@ fn candidates(explanation: &Explanation, paint: Paint) -> Table {
             endpoint.clone(),
             revision.clone().unwrap_or_default(),
             in_flight.to_string(),
-            prefix_match.as_ref().map(name_of).unwrap_or_default(),
-            if *ejected { paint.bad("ejected") } else { String::new() },
+            if *prompt_bytes_cached > 0 { format!("{prompt_bytes_cached} bytes") } else { String::new() },
+            match (ejected, too_loaded) {
+                (true, _) => paint.bad("ejected"),
+                (false, true) => paint.wary("too loaded"),
+                (false, false) => String::new(),
+            },
             if is_chosen { paint.good("chosen") } else { String::new() },
         ]);
     }
