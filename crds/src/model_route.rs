@@ -6,8 +6,12 @@
 pub mod analysis;
 pub mod canary;
 pub mod cost;
+pub mod duration;
 pub mod endpoint_policy;
+pub mod provider;
+pub mod resilience;
 pub mod rules;
+pub mod shadow;
 pub mod shares;
 pub mod stickiness;
 mod weights;
@@ -20,7 +24,10 @@ use serde::{Deserialize, Serialize};
 use crate::validation::rule;
 use canary::{Canary, RolloutRequest, RolloutStatus};
 use endpoint_policy::EndpointPolicy;
+use provider::Provider;
+use resilience::{CircuitBreaker, Fallback, Hedging, Retries, Timeouts};
 use rules::Rule;
+use shadow::Shadow;
 use stickiness::Stickiness;
 
 /// A public model name and where its traffic goes.
@@ -46,6 +53,14 @@ use stickiness::Stickiness;
     rule(
         "!has(self.rules) || !self.rules.exists(r, has(r.choose)) || self.backends.exists(b, has(b.costPerMillionTokens))",
         "spec.rules[].choose has no backend to choose by cost; give some of spec.backends costPerMillionTokens",
+    ),
+    rule(
+        "!has(self.fallbacks) || self.fallbacks.all(f, self.backends.exists(b, b.name == f.backend))",
+        "spec.fallbacks[].backend must be the name of one of spec.backends",
+    ),
+    rule(
+        "!has(self.shadow) || self.backends.exists(b, b.name == self.shadow.backend)",
+        "spec.shadow.backend must be the name of one of spec.backends",
     ),
 ]))]
 #[kube(
@@ -164,14 +179,39 @@ pub struct ModelRouteSpec {
     /// Which pod of a backend gets a request. Default: one that has the beginning of its prompt in the KV cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint_policy: Option<EndpointPolicy>,
+    /// How long a backend may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<Timeouts>,
+    /// Which failures are tried again, and how often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<Retries>,
+    /// When a backend is left alone as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// Asks a second pod when the first is slow to begin. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedging: Option<Hedging>,
+    /// Backends that are tried, in this order, when those that the weights have chosen could not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub fallbacks: Vec<Fallback>,
+    /// A backend that is asked the same, whose answers nobody gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Shadow>,
 }
 
 /// One place that requests can go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-validations" = [rule(
-    "has(self.modelDeployment) != (has(self.endpoints) && size(self.endpoints) > 0)",
-    "spec.backends[]: set exactly one of modelDeployment (in a cluster) and endpoints (for a gateway run by hand)",
-)]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule(
+        "(has(self.modelDeployment) ? 1 : 0) + (has(self.endpoints) && size(self.endpoints) > 0 ? 1 : 0) + (has(self.provider) ? 1 : 0) == 1",
+        "spec.backends[]: set exactly one of modelDeployment, provider, and endpoints (for a gateway run by hand)",
+    ),
+    rule(
+        "!has(self.adapter) || !has(self.provider)",
+        "spec.backends[].adapter is of a modelDeployment; a provider's models have names of their own",
+    ),
+]))]
 #[serde(rename_all = "camelCase")]
 pub struct Backend {
     /// Name of the backend within the route.
@@ -188,6 +228,9 @@ pub struct Backend {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub adapter: Option<String>,
+    /// A server of others that speaks OpenAI's API, in place of a ModelDeployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
     /// Base URLs of inference servers, in place of a ModelDeployment, for a gateway that runs without Kubernetes
     /// (`fairlead-gateway serve --manifests`). A gateway in a cluster refuses them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -46,9 +46,9 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
         }
         None => {
             let client = kubernetes::client().await?;
-            let namespace = config.namespace.clone();
+            let (namespace, hosts) = (config.namespace.clone(), config.provider_hosts.clone());
             let (routing, metrics) = (Arc::clone(&routing), Arc::clone(&metrics));
-            tokio::spawn(kubernetes::follow(client, namespace, routing, metrics, stop_source.clone()))
+            tokio::spawn(kubernetes::follow(client, namespace, hosts, routing, metrics, stop_source.clone()))
         }
     };
     let mut source = source;

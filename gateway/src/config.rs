@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use http::HeaderName;
 
 use crate::identity::{TrustedHeaders, parse_trusted};
-use crate::units::{parse_bytes, parse_duration};
+use crate::units::{parse_bytes, parse_bytes_or_none, parse_duration};
 
 /// Routes OpenAI requests to inference pods.
 #[derive(Debug, Parser)]
@@ -38,6 +38,16 @@ pub struct ServeConfig {
     /// Watch one namespace only. Default: all of them.
     #[arg(long, env = "FAIRLEAD_NAMESPACE")]
     pub namespace: Option<String>,
+
+    /// Hosts of providers that routes may name, such as `api.example.com`, separated by commas. Default: none; without Kubernetes any may be named.
+    #[arg(
+        long,
+        env = "FAIRLEAD_PROVIDER_HOSTS",
+        value_name = "HOSTS",
+        value_delimiter = ',',
+        conflicts_with = "manifests"
+    )]
+    pub provider_hosts: Vec<String>,
 
     /// Address of the OpenAI API.
     #[arg(long, env = "FAIRLEAD_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
@@ -83,6 +93,10 @@ pub struct ServeConfig {
     /// Memory for what the pods have been sent, to find one that has the beginning of a prompt; taken as it is needed.
     #[arg(long, env = "FAIRLEAD_PREFIX_INDEX_BYTES", value_name = "BYTES", default_value = "32Mi", value_parser = parse_bytes)]
     pub prefix_index_bytes: usize,
+    /// Most bytes of memory for running streams' requests and tokens, so that a stream whose pod dies can go on at another
+    /// one. A stream that finds no room runs all the same, and ends with an error when its pod dies. 0 turns it off.
+    #[arg(long, env = "FAIRLEAD_MAX_FAILOVER_BYTES", value_name = "BYTES", default_value = "64Mi", value_parser = parse_bytes_or_none)]
+    pub max_failover_bytes: usize,
 
     /// Most requests at a time; more are answered with 503 and Retry-After.
     #[arg(long, env = "FAIRLEAD_MAX_IN_FLIGHT", value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]

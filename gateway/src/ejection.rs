@@ -45,6 +45,11 @@ impl Ejection {
         self.until.is_some_and(|until| now < until)
     }
 
+    /// Leaves it alone until then at least; no failure of its.
+    pub fn leave_alone_until(&mut self, until: Instant) {
+        self.until = Some(self.until.map_or(until, |known| known.max(until)));
+    }
+
     /// Notes a success: the slate is clean.
     pub fn record_success(&mut self) {
         *self = Self::default();
@@ -112,6 +117,16 @@ mod tests {
         ejection.record_success();
         assert!(ejection.record_failure(Failure::Connect, now, &RULES));
         assert!(!ejection.is_ejected(now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn who_asks_to_be_left_alone_is() {
+        let now = Instant::now();
+        let mut ejection = Ejection::default();
+        ejection.leave_alone_until(now + Duration::from_secs(9));
+        ejection.leave_alone_until(now + Duration::from_secs(3));
+        assert!(ejection.is_ejected(now + Duration::from_secs(8)));
+        assert!(!ejection.is_ejected(now + Duration::from_secs(9)));
     }
 
     #[test]

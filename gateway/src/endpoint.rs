@@ -10,9 +10,11 @@ use std::time::Instant;
 
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
+use rand::{Rng, RngExt};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ejection::{Ejection, EjectionRules, Failure};
+use crate::resilience::circuit::Pass;
 
 fn next_id() -> u32 {
     static LAST: AtomicU32 = AtomicU32::new(0);
@@ -27,8 +29,11 @@ fn next_id() -> u32 {
 pub struct Endpoint {
     id: u32,
     key: u64,
+    scheme: Scheme,
     authority: Authority,
     prefix: String,
+    /// What of an API path is in the prefix already.
+    stripped: &'static str,
     revision: Option<String>,
     in_flight: AtomicUsize,
     ejection: Mutex<Ejection>,
@@ -56,16 +61,40 @@ impl Endpoint {
         let prefix = uri.path().trim_end_matches('/');
         // The OpenAI convention is a base URL that ends in /v1, and that is what people paste.
         let prefix = prefix.strip_suffix("/v1").unwrap_or(prefix).to_owned();
+        Ok(Self::at(Scheme::HTTP, authority, prefix, ""))
+    }
+
+    /// A provider's at its base URL, `https://host` with the path that its API begins at, version included.
+    pub fn of_provider(base: &str) -> Result<Self, String> {
+        let remedy = |why: &str| format!("{base:?} {why}; write https://HOST/v1 or as the provider has it");
+        let uri: Uri = base.parse().map_err(|_| remedy("is not a URL"))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(remedy("is not https"));
+        }
+        let authority = uri.authority().cloned().ok_or_else(|| remedy("has no host"))?;
+        if authority.host().is_empty() || authority.as_str().contains('@') {
+            return Err(remedy("has no plain host"));
+        }
+        if uri.query().is_some() {
+            return Err(remedy("has a query"));
+        }
+        let prefix = uri.path().trim_end_matches('/').to_owned();
+        Ok(Self::at(Scheme::HTTPS, authority, prefix, "/v1"))
+    }
+
+    fn at(scheme: Scheme, authority: Authority, prefix: String, stripped: &'static str) -> Self {
         let key = xxh3_64(format!("{authority}{prefix}").as_bytes());
-        Ok(Self {
+        Self {
             id: next_id(),
             key,
+            scheme,
             authority,
             prefix,
+            stripped,
             revision: None,
             in_flight: AtomicUsize::new(0),
             ejection: Mutex::default(),
-        })
+        }
     }
 
     /// The same, known to serve this revision.
@@ -96,8 +125,13 @@ impl Endpoint {
 
     /// The URL of an API path such as `/v1/chat/completions`.
     pub fn uri(&self, path: &str) -> Result<Uri, http::Error> {
+        let path = path.strip_prefix(self.stripped).unwrap_or(path);
         let path = PathAndQuery::try_from(format!("{}{path}", self.prefix))?;
-        Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(path).build()
+        Uri::builder()
+            .scheme(self.scheme.clone())
+            .authority(self.authority.clone())
+            .path_and_query(path)
+            .build()
     }
 
     /// Requests that it is answering now, as far as this gateway knows.
@@ -108,7 +142,12 @@ impl Endpoint {
     /// Counts a request until the guard is dropped.
     pub fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
+        InFlight { endpoint: Arc::clone(self), pass: None }
+    }
+
+    /// Leaves it alone until then, because it says so itself.
+    pub fn leave_alone_until(&self, until: Instant) {
+        self.ejection().leave_alone_until(until);
     }
 
     /// Whether it is being left alone after failures.
@@ -142,20 +181,64 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// Counts one request at an endpoint for as long as it lives.
+/// The candidate with the fewest requests, one of the equals by chance: for what is asked beside a request's own way, where no
+/// policy has a say. The index; `None` only when there are no candidates.
+pub fn least_loaded(candidates: &[&Arc<Endpoint>], rng: &mut dyn Rng) -> Option<usize> {
+    let least = candidates.iter().map(|endpoint| endpoint.in_flight()).min()?;
+    let equals: Vec<usize> =
+        (0..candidates.len()).filter(|index| candidates[*index].in_flight() <= least).collect();
+    // Loads move meanwhile: where none is as low as the least was, the first will do.
+    match equals.len() {
+        0 => Some(0),
+        count => equals.get(rng.random_range(0..count)).copied(),
+    }
+}
+
+/// Counts one request at an endpoint for as long as it lives, and keeps its place at the backend.
 #[derive(Debug)]
-pub struct InFlight(Arc<Endpoint>);
+pub struct InFlight {
+    endpoint: Arc<Endpoint>,
+    pass: Option<Pass>,
+}
 
 impl InFlight {
+    /// The same, with a place at the backend.
+    #[must_use]
+    pub fn with_pass(mut self, pass: Pass) -> Self {
+        self.pass = Some(pass);
+        self
+    }
+
     /// The endpoint whose request this is.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0
+        &self.endpoint
+    }
+
+    /// Notes that endpoint and backend answered.
+    pub fn record_success(&self) {
+        self.endpoint.record_success();
+        if let Some(pass) = &self.pass {
+            pass.circuit().succeeded();
+        }
+    }
+
+    /// Notes that endpoint and backend failed; true when that ejected the endpoint just now.
+    pub fn record_failure(&self, failure: Failure, now: Instant) -> bool {
+        if let Some(pass) = &self.pass
+            && pass.circuit().failed(now)
+        {
+            tracing::warn!(
+                endpoint = self.endpoint.address(),
+                "its backend's circuit is open after failures in a row"
+            );
+        }
+        self.endpoint.record_failure(failure, now)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -182,6 +265,18 @@ mod tests {
         ] {
             let error = Endpoint::parse(bad).expect_err(bad);
             assert!(error.contains("http://HOST:PORT"), "{error}");
+        }
+    }
+
+    #[test]
+    fn providers_have_their_version_in_the_url() {
+        let uri =
+            |base: &str| Endpoint::of_provider(base).expect(base).uri("/v1/models").expect("uri").to_string();
+        assert_eq!(uri("https://api.example.com/v1"), "https://api.example.com/v1/models");
+        assert_eq!(uri("https://h:8443/openai/v2beta/"), "https://h:8443/openai/v2beta/models");
+        assert_eq!(uri("https://h"), "https://h/models");
+        for bad in ["", "http://h/v1", "https://u:p@h", "https://h?q=1", "h/v1"] {
+            assert!(Endpoint::of_provider(bad).expect_err(bad).contains("https://HOST"));
         }
     }
 

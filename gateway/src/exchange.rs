@@ -6,11 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fairlead_crds::model_route::resilience::FallbackOn;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::decide::Decision;
 use crate::metrics::{Api, Metrics, Outcome};
 use crate::observe::Observed;
+use crate::shadow::live::Watch;
 use crate::snapshot::Route;
 
 /// What access logs conventionally write when the client closed the connection before an answer.
@@ -42,6 +44,16 @@ pub struct Exchange {
     pub revision: Option<String>,
     /// Attempts made.
     pub attempts: u32,
+    /// Attempts that failed: the backend, and why as a route names it.
+    pub failed: Vec<(String, &'static str)>,
+    /// The backend that could not answer and why, where a fallback did.
+    pub fallback: Option<(String, FallbackOn)>,
+    /// Watches it for its mirrored leg.
+    pub watch: Option<Watch>,
+    /// How often its stream went on at another pod.
+    pub failovers: u32,
+    /// Whether its stream is one that could.
+    pub resumable: bool,
     /// A place among the requests in flight, held to the end.
     pub slot: Option<OwnedSemaphorePermit>,
     api: Api,
@@ -52,6 +64,15 @@ pub struct Exchange {
     detail: Option<String>,
     metrics: Arc<Metrics>,
     observed: Observed,
+}
+
+/// Where a request was last.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    backend: Option<String>,
+    diverted_from: Option<String>,
+    endpoint: Option<String>,
+    revision: Option<String>,
 }
 
 impl Exchange {
@@ -70,6 +91,11 @@ impl Exchange {
             endpoint_choice: None,
             revision: None,
             attempts: 0,
+            failed: Vec::new(),
+            fallback: None,
+            watch: None,
+            failovers: 0,
+            resumable: false,
             slot: None,
             api,
             status: CLIENT_CLOSED,
@@ -99,11 +125,13 @@ impl Exchange {
     /// The attempt failed by the variant's fault: no connection, a connection that broke, no answer in time.
     pub fn attempt_failed(&mut self) {
         self.observed.fault();
+        self.failed.push((self.backend.clone().unwrap_or_default(), "failed"));
     }
 
     /// The pod had no room for the attempt, or was on its way in or out.
     pub fn attempt_refused(&mut self) {
         self.observed.busy();
+        self.failed.push((self.backend.clone().unwrap_or_default(), "busy"));
     }
 
     /// These whole events are passed on to the client.
@@ -114,6 +142,28 @@ impl Exchange {
     /// This whole answer is passed on.
     pub fn passed_whole(&mut self, body: &[u8]) {
         self.observed.whole(body);
+    }
+
+    /// Where it is now.
+    pub fn place(&self) -> Place {
+        Place {
+            backend: self.backend.clone(),
+            diverted_from: self.diverted_from.clone(),
+            endpoint: self.endpoint.clone(),
+            revision: self.revision.clone(),
+        }
+    }
+
+    /// It was elsewhere in vain.
+    pub fn put_back(&mut self, place: Place) {
+        let Place { backend, diverted_from, endpoint, revision } = place;
+        (self.backend, self.diverted_from) = (backend, diverted_from);
+        (self.endpoint, self.revision) = (endpoint, revision);
+    }
+
+    /// When the request came in.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// The first byte of a stream is here. An answer that is not streamed has no such moment worth a metric.
@@ -139,6 +189,9 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let outcome = self.outcome.unwrap_or(Outcome::ClientGone);
         let duration = self.started.elapsed();
+        if let Some(watch) = &mut self.watch {
+            watch.ended(outcome);
+        }
         self.metrics.request_finished(self.api, self.status, outcome, duration, self.first_byte);
         self.observed.ended(self.metrics.variants(), outcome);
         macro_rules! log {
@@ -153,6 +206,9 @@ impl Drop for Exchange {
                     backend = self.backend,
                     endpoint = self.endpoint,
                     attempts = self.attempts,
+                    failovers = self.failovers,
+                    failed = ?self.failed,
+                    fallback = ?self.fallback,
                     duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
                     first_byte_ms = self.first_byte.and_then(|time| u64::try_from(time.as_millis()).ok()),
                     detail = self.detail,

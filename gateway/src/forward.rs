@@ -1,165 +1,150 @@
-//! Carries one request to a pod and its answer back, trying other pods as long as the client has seen nothing.
+//! Carries one request to a backend and its answer back, trying others as long as the client has seen nothing.
+//!
+//! First those that the weights choose (`journey`), then the route's fallbacks. Owns what clients are told of it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use fairlead_crds::model_route::resilience::FallbackOn;
 use fairlead_openai::ApiError;
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response};
 
 use crate::body::{self, GatewayBody};
 use crate::decide;
-use crate::ejection::Failure;
-use crate::endpoint::InFlight;
 use crate::exchange::Exchange;
+use crate::failover::kept::{self, Kept};
 use crate::headers;
+use crate::journey::{Arrived, Failure, Journey};
 use crate::metrics::Outcome;
+use crate::provider::rename;
 use crate::proxy::Gateway;
 use crate::relay::Relay;
 use crate::request::InferenceRequest;
-use crate::retry;
-use crate::select::{Selection, Unavailable};
+use crate::select::Unavailable;
+use crate::shadow::leg;
 use crate::snapshot::Route;
 use crate::upstream::{Answer, AttemptError};
 
-/// Forwards a request; the answer is the pod's, or an error of ours.
-///
-/// Each attempt looks at the newest snapshot: a pod that is gone by then is not tried again.
+/// Forwards a request; the answer is a backend's, or an error of ours.
 pub async fn forward(
-    gateway: &Gateway,
+    gateway: &Arc<Gateway>,
     request: &InferenceRequest,
     client: &HeaderMap,
     mut exchange: Exchange,
 ) -> Response<GatewayBody> {
-    gateway.budget.earn();
-    let mut headers = headers::for_pod(client);
-    gateway.trusted.strip(&mut headers);
-    headers::set(&mut headers, headers::MODEL, &request.model);
-    headers::set(&mut headers, headers::REQUEST_ID, &exchange.id);
-    let ask = request.ask(client);
-    let mut selection: Option<Selection> = None;
-    let mut last: Option<AttemptError> = None;
-    for attempt in 1..=gateway.max_attempts {
-        let snapshot = gateway.routing.snapshot();
-        let Some(route) = snapshot.route(&request.model) else {
-            if last.is_none() {
-                return unknown_model(&request.model, exchange);
-            }
-            break;
-        };
-        exchange.route = Some(route.id.clone());
-        let selection = match &mut selection {
-            Some(selection) => selection,
-            none => match decide::of_request(route, &gateway.trusted, client, &request.facts) {
-                Ok(decision) => {
-                    exchange.subject = decision.subject;
-                    exchange.decision = Some(decision.clone());
-                    none.insert(Selection::new(decision))
-                }
-                Err(error) => return refuse(&error, Outcome::Refused, exchange),
-            },
-        };
-        let choice = selection.next(route, &gateway.policies, &ask, Instant::now(), &mut rand::rng());
-        let choice = match choice {
-            Ok(choice) => choice,
-            Err(reason) if last.is_none() => return unavailable(route, reason, exchange),
-            Err(_) => break,
-        };
-        let backend = choice.backend;
-        if !choice.fresh {
-            tokio::time::sleep(retry::pause(attempt - 1)).await;
-        }
-        exchange.attempts = attempt;
-        exchange.backend = Some(backend.name.clone());
-        exchange.cost.clone_from(&backend.cost);
-        exchange.diverted_from = selection.intended().filter(|name| *name != backend.name).map(str::to_owned);
-        exchange.endpoint = Some(choice.endpoint.address());
-        exchange.endpoint_choice = Some(choice.verdict.why.word());
-        exchange.revision = choice.endpoint.revision().map(str::to_owned);
-        exchange.attempt(route, &backend.name, request.stream);
-        let in_flight = choice.endpoint.begin();
-        let uri = match choice.endpoint.uri(request.api.path()) {
-            Ok(uri) => uri,
-            Err(error) => return failed(AttemptError::Connect(error.to_string()), exchange),
-        };
-        let body = request.body_for(backend.served_model.as_deref());
-        match gateway.upstream.ask(uri, headers.clone(), body, request.stream).await {
-            Ok(answer) => return answered(gateway, answer, in_flight, exchange),
-            Err(error) => {
-                note(&error, &in_flight, &mut exchange);
-                let Some(reason) = error.retry_reason() else { return failed(error, exchange) };
-                // A pod that says it is busy is not asked again: its own answer says it best.
-                let elsewhere = !matches!(error, AttemptError::Busy(..)) || selection.has_fresh(route);
-                last = Some(error);
-                if attempt == gateway.max_attempts || !elsewhere {
-                    break;
-                }
-                if !gateway.budget.spend(Instant::now()) {
-                    exchange.metrics().retry_denied();
-                    break;
-                }
-                exchange.metrics().retried(reason);
-            }
-        }
-    }
-    match last {
-        Some(error) => failed(error, exchange),
-        None => failed(AttemptError::Connect("no attempt was made".to_owned()), exchange),
-    }
-}
-
-/// Keeps the endpoint's record.
-fn note(error: &AttemptError, in_flight: &InFlight, exchange: &mut Exchange) {
-    match error {
-        AttemptError::Busy(..) => exchange.attempt_refused(),
-        AttemptError::Connect(_) | AttemptError::Reset(_) | AttemptError::Timeout(_) => {
-            exchange.attempt_failed();
-        }
-    }
-    let (failure, detail) = match error {
-        AttemptError::Connect(detail) => (Failure::Connect, detail.as_str()),
-        AttemptError::Reset(detail) | AttemptError::Timeout(detail) => (Failure::Broken, detail.as_str()),
-        // 503: starting or draining. A full queue (429) is a sign of health.
-        AttemptError::Busy(head, _) if head.status.as_u16() == 503 => (Failure::Broken, "503"),
-        AttemptError::Busy(..) => return,
+    let snapshot = gateway.routing.snapshot();
+    let Some(route) = snapshot.route(&request.model) else {
+        return unknown_model(&request.model, exchange);
     };
-    let endpoint = in_flight.endpoint();
-    tracing::info!(request_id = exchange.id, endpoint = endpoint.address(), detail, "an attempt failed");
-    if endpoint.record_failure(failure, Instant::now()) {
-        exchange.metrics().ejected();
-        tracing::warn!(endpoint = endpoint.address(), detail, "the endpoint is left alone for a while");
+    gateway.budget.earn();
+    route.resilience.earn();
+    exchange.route = Some(route.id.clone());
+    exchange.resumable = request.resumable;
+    let mut sent = headers::for_pod(client);
+    gateway.trusted.strip(&mut sent);
+    headers::set(&mut sent, headers::MODEL, &request.model);
+    headers::set(&mut sent, headers::REQUEST_ID, &exchange.id);
+    if request.resumable {
+        headers::set(&mut sent, kept::NOTES, "true");
     }
+    let decision = match decide::of_request(route, &gateway.trusted, client, &request.facts) {
+        Ok(decision) => decision,
+        Err(error) => return refuse(&error, Outcome::Refused, exchange),
+    };
+    exchange.subject = decision.subject;
+    exchange.decision = Some(decision.clone());
+    exchange.watch = leg::mirror(gateway, route, request, (client, &sent), exchange.started());
+    let deadline = route.resilience.request.map(|limit| exchange.started() + limit);
+    let mut journey = Journey::new(gateway, request, client, &sent, decision, deadline);
+    let failure = match Box::pin(journey.by_weights(&mut exchange)).await {
+        Ok(arrived) => return answered(gateway, request, &sent, arrived, deadline, exchange),
+        Err(failure) => failure,
+    };
+    let Some(why) = failure.falls_back() else { return failed(route, failure, exchange) };
+    // Where it failed, which is what the answer says when no fallback can do better.
+    let (at, from) = (exchange.place(), exchange.backend.clone().or_else(|| journey.intended()));
+    for fallback in route.resilience.fallbacks.iter().filter(|fallback| fallback.is_for(why)) {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            break;
+        }
+        let Some(result) = Box::pin(journey.to_fallback(&fallback.backend, &mut exchange)).await else {
+            continue;
+        };
+        match result {
+            Ok(arrived) => {
+                exchange.metrics().fell_back(why);
+                exchange.fallback = Some((from.unwrap_or_default(), why));
+                exchange.diverted_from = None;
+                return answered(gateway, request, &sent, arrived, deadline, exchange);
+            }
+            Err(failure) => {
+                tracing::info!(request_id = exchange.id, backend = fallback.backend, %failure, "a fallback failed, too");
+            }
+        }
+    }
+    exchange.put_back(at);
+    failed(route, failure, exchange)
 }
 
 fn answered(
-    gateway: &Gateway,
-    answer: Answer,
-    in_flight: InFlight,
+    gateway: &Arc<Gateway>,
+    request: &InferenceRequest,
+    sent: &HeaderMap,
+    arrived: Arrived,
+    deadline: Option<Instant>,
     mut exchange: Exchange,
 ) -> Response<GatewayBody> {
-    in_flight.endpoint().record_success();
+    let Arrived { answer, in_flight, provider, between_tokens } = arrived;
     if exchange.diverted_from.is_some() {
         exchange.metrics().diverted();
     }
     match answer {
-        Answer::Whole(head, bytes) => pass_on(&head, bytes, exchange),
+        Answer::Whole(head, bytes) => {
+            let bytes = if provider { rename::whole(&bytes, &request.model) } else { bytes };
+            pass_on(&head, bytes, provider, exchange)
+        }
         Answer::Begun { head, first, rest, events } => {
             exchange.answered(head.status.as_u16());
             if events {
                 exchange.first_byte();
             }
             let mut response = Response::new(());
-            dress(&mut response, &head, &exchange);
-            let relay = Relay::new(first, rest, events, gateway.upstream.idle_timeout(), in_flight, exchange);
+            dress(&mut response, &head, provider, &exchange);
+            let notes = events && !provider && head.headers.contains_key(&kept::NOTES);
+            let kept = notes
+                .then(|| {
+                    Kept::of(gateway, request, sent, &head.headers, in_flight.endpoint(), &exchange, deadline)
+                })
+                .flatten();
+            let mut relay = Relay::new(first, rest, events, between_tokens, in_flight, exchange);
+            if notes {
+                relay = relay.with_notes(kept);
+            }
+            if provider {
+                relay = relay.renamed(&request.model);
+            }
+            if let Some(deadline) = deadline {
+                relay = relay.until(deadline);
+            }
             response.map(|()| GatewayBody::Relayed(Box::new(relay)))
         }
     }
 }
 
-/// A pod's complete answer.
-fn pass_on(head: &Parts, bytes: bytes::Bytes, mut exchange: Exchange) -> Response<GatewayBody> {
+/// A backend's complete answer.
+fn pass_on(
+    head: &Parts,
+    bytes: bytes::Bytes,
+    provider: bool,
+    mut exchange: Exchange,
+) -> Response<GatewayBody> {
     exchange.passed_whole(&bytes);
+    if let Some(watch) = &mut exchange.watch {
+        watch.passed(&bytes, false);
+    }
     let mut response = Response::new(GatewayBody::whole(bytes));
-    dress(&mut response, head, &exchange);
+    dress(&mut response, head, provider, &exchange);
     exchange.answered(head.status.as_u16());
     exchange.ended(
         match head.status.as_u16() {
@@ -173,9 +158,10 @@ fn pass_on(head: &Parts, bytes: bytes::Bytes, mut exchange: Exchange) -> Respons
     response
 }
 
-fn dress<B>(response: &mut Response<B>, head: &Parts, exchange: &Exchange) {
+fn dress<B>(response: &mut Response<B>, head: &Parts, provider: bool, exchange: &Exchange) {
     *response.status_mut() = head.status;
-    *response.headers_mut() = headers::for_client(&head.headers);
+    *response.headers_mut() =
+        if provider { headers::from_provider(&head.headers) } else { headers::for_client(&head.headers) };
     explain(response.headers_mut(), exchange);
 }
 
@@ -200,6 +186,10 @@ fn explain(headers: &mut HeaderMap, exchange: &Exchange) {
     if let Some(word) = exchange.endpoint_choice {
         headers.insert(headers::ENDPOINT_CHOICE, HeaderValue::from_static(word));
     }
+    if let Some((from, why)) = &exchange.fallback {
+        headers::set(headers, headers::FALLBACK_FROM, from);
+        headers::set(headers, headers::FALLBACK_REASON, &format!("{why:?}"));
+    }
     if let (Some(revision), false) = (&exchange.revision, headers.contains_key(&headers::REVISION)) {
         headers::set(headers, headers::REVISION, revision);
     }
@@ -219,6 +209,22 @@ fn unknown_model(model: &str, exchange: Exchange) -> Response<GatewayBody> {
     let remedy =
         "GET /v1/models lists those there are; to add it, apply a ModelRoute whose spec.model is that name";
     refuse(&ApiError::model_not_found(model, remedy), Outcome::UnknownModel, exchange)
+}
+
+/// What went wrong as the answer.
+fn failed(route: &Route, failure: Failure, exchange: Exchange) -> Response<GatewayBody> {
+    match failure {
+        Failure::Unavailable(reason) => unavailable(route, reason, exchange),
+        Failure::Full(backend) => {
+            let message = format!(
+                "backend {backend} of model {:?} has as many requests as its route lets it have; try again soon",
+                route.model
+            );
+            refuse(&ApiError::unavailable("backend_full", message, 1), Outcome::Overloaded, exchange)
+        }
+        Failure::Gone => unknown_model(&route.model, exchange),
+        Failure::Attempt(error) => failed_attempt(error, exchange),
+    }
 }
 
 /// 503: the route is there, but nothing behind it.
@@ -244,10 +250,17 @@ fn unavailable(route: &Route, reason: Unavailable, exchange: Exchange) -> Respon
 }
 
 /// The last attempt's failure as the answer.
-fn failed(error: AttemptError, mut exchange: Exchange) -> Response<GatewayBody> {
+fn failed_attempt(error: AttemptError, mut exchange: Exchange) -> Response<GatewayBody> {
     let attempts = exchange.attempts;
     match error {
-        AttemptError::Busy(head, bytes) => pass_on(&head, bytes, exchange),
+        AttemptError::Busy(head, bytes) | AttemptError::Server(head, bytes) => {
+            pass_on(&head, bytes, false, exchange)
+        }
+        AttemptError::Refused(error) => refuse(&error, Outcome::Refused, exchange),
+        AttemptError::Provider(error) => {
+            let outcome = if error.status == 429 { Outcome::Overloaded } else { Outcome::UpstreamError };
+            refuse(&error, outcome, exchange)
+        }
         AttemptError::Connect(detail) => {
             exchange.ended(Outcome::UpstreamError, Some(detail));
             let message = format!(
@@ -273,6 +286,29 @@ fn failed(error: AttemptError, mut exchange: Exchange) -> Response<GatewayBody> 
             exchange.ended(Outcome::UpstreamTimeout, Some(detail));
             let error = ApiError::new(504, "upstream_error", message).with_code("upstream_timeout");
             refuse(&error, Outcome::UpstreamTimeout, exchange)
+        }
+    }
+}
+
+impl Failure {
+    /// Why a fallback is tried; `None` for what is wrong with the request itself.
+    fn falls_back(&self) -> Option<FallbackOn> {
+        match self {
+            Self::Unavailable(_) => Some(FallbackOn::NoEndpoint),
+            Self::Full(_) => Some(FallbackOn::Overloaded),
+            Self::Gone => None,
+            Self::Attempt(error) => match error {
+                AttemptError::Connect(_) | AttemptError::Reset(_) | AttemptError::Server(..) => {
+                    Some(FallbackOn::Error)
+                }
+                AttemptError::Timeout(_) => Some(FallbackOn::Timeout),
+                AttemptError::Busy(..) => Some(FallbackOn::Overloaded),
+                AttemptError::Provider(error) if matches!(error.status, 429 | 503) => {
+                    Some(FallbackOn::Overloaded)
+                }
+                AttemptError::Provider(_) => Some(FallbackOn::Error),
+                AttemptError::Refused(_) => None,
+            },
         }
     }
 }

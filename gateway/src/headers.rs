@@ -1,8 +1,9 @@
 //! Which headers pass through the gateway, and the ones it adds. Pure.
 
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName,
-    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT,
+    HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RETRY_AFTER, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// Names this request, in logs and to the client.
@@ -25,6 +26,10 @@ pub const STICKY: HeaderName = HeaderName::from_static("x-fairlead-sticky");
 pub const COST: HeaderName = HeaderName::from_static("x-fairlead-cost-per-million-tokens");
 /// To the client: the backend that the weights had chosen, when it was not the one that answered.
 pub const DIVERTED_FROM: HeaderName = HeaderName::from_static("x-fairlead-diverted-from");
+/// To the client: the backend that could not answer, when a fallback did.
+pub const FALLBACK_FROM: HeaderName = HeaderName::from_static("x-fairlead-fallback-from");
+/// To the client: why it could not.
+pub const FALLBACK_REASON: HeaderName = HeaderName::from_static("x-fairlead-fallback-reason");
 /// To the client: the pod that answered.
 pub const ENDPOINT: HeaderName = HeaderName::from_static("x-fairlead-endpoint");
 /// To the client: why that pod and no other of the backend.
@@ -67,6 +72,12 @@ pub fn for_client(pod: &HeaderMap) -> HeaderMap {
         headers.insert(REVISION, revision.clone());
     }
     headers
+}
+
+/// The headers of a provider's answer that go to the client: what the body is, and when to come again. The others are between
+/// the provider and the gateway.
+pub fn from_provider(provider: &HeaderMap) -> HeaderMap {
+    passed(provider, |name| [CONTENT_TYPE, RETRY_AFTER, CACHE_CONTROL].contains(name))
 }
 
 fn passed(headers: &HeaderMap, wanted: impl Fn(&HeaderName) -> bool) -> HeaderMap {

@@ -19,6 +19,11 @@ impl HeldBudget {
         Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
     }
 
+    /// Room for so many bytes, given back with the permit; `None` when there is none.
+    pub fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
+    }
+
     /// An empty body; each of its bytes counts `copies` times.
     pub fn body(&self, copies: usize) -> HeldBody {
         HeldBody { budget: self.clone(), copies, bytes: BytesMut::new(), taken: None }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use fairlead_crds::model_route::resilience::{FallbackOn, RetryOn};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -101,6 +102,70 @@ pub enum RetryReason {
     Reset,
     /// The pod is starting, draining or full.
     Busy,
+    /// Nothing came in time.
+    Timeout,
+    /// A server error.
+    ServerError,
+}
+
+impl RetryReason {
+    /// As a route names it.
+    pub fn of(on: RetryOn) -> Self {
+        match on {
+            RetryOn::Connect => Self::Connect,
+            RetryOn::Reset => Self::Reset,
+            RetryOn::Busy => Self::Busy,
+            RetryOn::Timeout => Self::Timeout,
+            RetryOn::ServerError => Self::ServerError,
+        }
+    }
+}
+
+/// Why a fallback was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum FallbackReason {
+    /// No pod, or an open circuit.
+    NoEndpoint,
+    /// Connections and server errors.
+    Error,
+    /// Nothing came in time.
+    Timeout,
+    /// Full.
+    Overloaded,
+}
+
+/// What came of a second question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum HedgeResult {
+    /// The second one answered first.
+    Won,
+    /// The first one did.
+    Lost,
+    /// It was not asked: the share of second questions was used up.
+    Denied,
+}
+
+/// What came of a stream whose pod died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum FailoverResult {
+    /// Another pod went on with it.
+    Continued,
+    /// Only its last words were missing, and the gateway said them.
+    Completed,
+    /// It cannot be continued: several answers, an echo, a pod that writes no notes.
+    Impossible,
+    /// There was no room to remember it (`--max-failover-bytes`).
+    NoRoom,
+    /// It was continued too often already.
+    TooOften,
+    /// The budget of retries was spent.
+    Denied,
+    /// There is no other pod of its backend and revision.
+    NoEndpoint,
+    /// Another pod refused to go on.
+    Refused,
+    /// Other pods failed, too.
+    Failed,
 }
 
 /// Labels of a finished request.
@@ -114,6 +179,50 @@ struct RequestLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ApiLabels {
     api: Api,
+}
+
+/// Which shadow: names of operators' objects.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ShadowLabels {
+    /// `namespace/name` of the route.
+    pub route: String,
+    /// The backend that is asked.
+    pub backend: String,
+}
+
+/// What came of a mirrored request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum ShadowResult {
+    /// The shadow answered, and so did the live one.
+    Answered,
+    /// The shadow did not answer, or not in time.
+    Failed,
+    /// It was not asked: it had as many requests as it takes.
+    Dropped,
+    /// The live one did not answer, so there is nothing to compare with.
+    Incomparable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShadowResultLabels {
+    route: String,
+    backend: String,
+    result: ShadowResult,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FallbackLabels {
+    reason: FallbackReason,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HedgeLabels {
+    result: HedgeResult,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailoverLabels {
+    result: FailoverResult,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -137,6 +246,13 @@ pub struct Metrics {
     connections: Gauge,
     retries: Family<RetryLabels, Counter>,
     retries_denied: Counter,
+    failovers: Family<FailoverLabels, Counter>,
+    fallbacks: Family<FallbackLabels, Counter>,
+    hedges: Family<HedgeLabels, Counter>,
+    shadows: Family<ShadowResultLabels, Counter>,
+    shadow_latencies: Family<ShadowLabels, Histogram>,
+    shadow_lengths: Family<ShadowLabels, Histogram>,
+    shadow_similarities: Family<ShadowLabels, Histogram>,
     ejections: Counter,
     diverted: Counter,
     endpoint_choices: Family<ChoiceLabels, Counter>,
@@ -156,6 +272,16 @@ pub struct Metrics {
 const DURATION_BUCKETS: [f64; 17] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
+/// Of one number by another: 1 is the same.
+fn ratios() -> Histogram {
+    Histogram::new([0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0])
+}
+
+/// Of cosines: 1 is the same meaning.
+fn similarities() -> Histogram {
+    Histogram::new([-0.5, 0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0])
+}
+
 fn histogram() -> Histogram {
     Histogram::new(DURATION_BUCKETS)
 }
@@ -171,6 +297,13 @@ impl Default for Metrics {
             connections: Gauge::default(),
             retries: Family::default(),
             retries_denied: Counter::default(),
+            failovers: Family::default(),
+            fallbacks: Family::default(),
+            hedges: Family::default(),
+            shadows: Family::default(),
+            shadow_latencies: Family::new_with_constructor(ratios),
+            shadow_lengths: Family::new_with_constructor(ratios),
+            shadow_similarities: Family::new_with_constructor(similarities),
             ejections: Counter::default(),
             diverted: Counter::default(),
             endpoint_choices: Family::default(),
@@ -207,6 +340,20 @@ impl Metrics {
             "Attempts not repeated because the budget was spent",
             self.retries_denied.clone(),
         );
+        let help = "Streams whose pod died in the middle, by what came of them";
+        r.register("stream_failovers", help, self.failovers.clone());
+        let help = "Requests that a fallback answered, by why the backends before could not";
+        r.register("fallbacks", help, self.fallbacks.clone());
+        let help = "Second questions to a backend that was slow to begin, by what came of them";
+        r.register("hedges", help, self.hedges.clone());
+        let help = "Mirrored requests, by what came of them";
+        r.register("shadow_requests", help, self.shadows.clone());
+        let help = "How long a shadow took for its answer, divided by how long the live one took";
+        r.register("shadow_latency_ratio", help, self.shadow_latencies.clone());
+        let help = "Length of a shadow's answer in characters, divided by the live one's";
+        r.register("shadow_length_ratio", help, self.shadow_lengths.clone());
+        let help = "Cosine of the embeddings of a shadow's answer and the live one";
+        r.register("shadow_similarity", help, self.shadow_similarities.clone());
         r.register("ejections", "Endpoints left alone for a while after failures", self.ejections.clone());
         let help = "Requests answered by another backend than the weights had chosen, because that one had no endpoint";
         r.register("diverted", help, self.diverted.clone());
@@ -279,6 +426,48 @@ impl Metrics {
     /// An attempt would have been repeated, had the budget not been spent.
     pub fn retry_denied(&self) {
         self.retries_denied.inc();
+    }
+
+    /// A stream's pod died, and this came of it.
+    pub fn failed_over(&self, result: FailoverResult) {
+        self.failovers.get_or_create(&FailoverLabels { result }).inc();
+    }
+
+    /// A fallback answered.
+    pub fn fell_back(&self, why: FallbackOn) {
+        let reason = match why {
+            FallbackOn::NoEndpoint => FallbackReason::NoEndpoint,
+            FallbackOn::Error => FallbackReason::Error,
+            FallbackOn::Timeout => FallbackReason::Timeout,
+            FallbackOn::Overloaded => FallbackReason::Overloaded,
+        };
+        self.fallbacks.get_or_create(&FallbackLabels { reason }).inc();
+    }
+
+    /// A second pod was asked, or would have been.
+    pub fn hedged(&self, result: HedgeResult) {
+        self.hedges.get_or_create(&HedgeLabels { result }).inc();
+    }
+
+    /// A request was mirrored, or would have been.
+    pub fn shadowed(&self, of: &ShadowLabels, result: ShadowResult) {
+        let ShadowLabels { route, backend } = of.clone();
+        self.shadows.get_or_create(&ShadowResultLabels { route, backend, result }).inc();
+    }
+
+    /// A shadow took so many times as long as the live one.
+    pub fn shadow_latency(&self, of: &ShadowLabels, ratio: f64) {
+        self.shadow_latencies.get_or_create(of).observe(ratio);
+    }
+
+    /// A shadow's answer was so many times as long as the live one.
+    pub fn shadow_length(&self, of: &ShadowLabels, ratio: f64) {
+        self.shadow_lengths.get_or_create(of).observe(ratio);
+    }
+
+    /// A shadow's answer meant this much the same.
+    pub fn shadow_similarity(&self, of: &ShadowLabels, cosine: f64) {
+        self.shadow_similarities.get_or_create(of).observe(cosine);
     }
 
     /// An endpoint was ejected.

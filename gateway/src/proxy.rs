@@ -47,9 +47,12 @@ pub struct Gateway {
     pub budget: RetryBudget,
     /// Most attempts for one request.
     pub max_attempts: u32,
+    /// Room for what running streams need to go on elsewhere.
+    pub failover_room: HeldBudget,
+    /// Room for bodies on their way.
+    pub held: HeldBudget,
     metrics: Arc<Metrics>,
     slots: Arc<Semaphore>,
-    held: HeldBudget,
     /// Reading JSON takes many times its size for a moment, so large bodies do it a few at a time.
     large_parses: Arc<Semaphore>,
     max_request_bytes: usize,
@@ -67,6 +70,7 @@ impl Gateway {
             trusted: config.trusted(),
             budget: RetryBudget::new(Instant::now()),
             max_attempts: config.max_attempts,
+            failover_room: HeldBudget::new(config.max_failover_bytes),
             metrics,
             slots: Arc::new(Semaphore::new(config.max_in_flight as usize)),
             held,
@@ -76,8 +80,13 @@ impl Gateway {
         }
     }
 
+    /// All metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Answers one request.
-    pub async fn handle(&self, request: Request<Incoming>) -> Response<GatewayBody> {
+    pub async fn handle(self: &Arc<Self>, request: Request<Incoming>) -> Response<GatewayBody> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         let api = match path {
@@ -134,7 +143,7 @@ impl Gateway {
     }
 
     async fn infer(
-        &self,
+        self: &Arc<Self>,
         api: Api,
         headers: &HeaderMap,
         body: Incoming,

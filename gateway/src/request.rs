@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fairlead_openai::{
-    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, RerankRequest,
-    TokenizeRequest,
+    ApiError, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest,
+    GenerationOptions, RerankRequest, TokenizeRequest,
 };
 use http::HeaderMap;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -30,6 +30,10 @@ pub struct InferenceRequest {
     pub model: String,
     /// Whether it asks for server-sent events.
     pub stream: bool,
+    /// Whether its stream could go on elsewhere in the middle: it is of one answer, which does not repeat the prompt.
+    pub resumable: bool,
+    /// Whether its stream ends with the counts of tokens.
+    pub include_usage: bool,
     /// What rules may know of it.
     pub facts: PromptFacts,
     prompt: PromptKey,
@@ -45,12 +49,13 @@ impl InferenceRequest {
     /// 400 naming the field and the remedy.
     pub fn parse(api: Api, body: Bytes) -> Result<Self, ApiError> {
         // Encoders keep nothing of a text, and all but two of these are answered whole.
-        let (mut prompt, mut stream, mut salt) = (PromptKey::default(), false, None);
+        let (mut prompt, mut salt, mut how) = (PromptKey::default(), None, How::default());
         let (model, facts) = match api {
             Api::Completions => {
                 let request = CompletionRequest::from_slice(&body)?;
                 prompt = PromptKey::of_completion(&request.prompts);
-                (stream, salt) = (request.options.stream, request.options.cache_salt.clone());
+                how = How::of(&request.options, request.prompts.len() == 1 && !request.echo);
+                salt = request.options.cache_salt.clone();
                 (request.model.clone(), PromptFacts::of_completion(request))
             }
             Api::Tokenize => {
@@ -73,17 +78,24 @@ impl InferenceRequest {
             _ => {
                 let request = ChatCompletionRequest::from_slice(&body)?;
                 prompt = PromptKey::of_chat(&request.prompt);
-                (stream, salt) = (request.options.stream, request.options.cache_salt.clone());
+                how = How::of(&request.options, true);
+                salt = request.options.cache_salt.clone();
                 (request.model.clone(), PromptFacts::of_chat(request))
             }
         };
         let model_span = model_span(&body)?;
-        Ok(Self { api, model, stream, facts, prompt, salt, body, model_span })
+        let How { stream, resumable, include_usage } = how;
+        Ok(Self { api, model, stream, resumable, include_usage, facts, prompt, salt, body, model_span })
     }
 
     /// What of the request the choice of an endpoint may depend on.
     pub fn ask<'a>(&'a self, headers: &'a HeaderMap) -> Ask<'a> {
         Ask { prompt: &self.prompt, salt: self.salt.as_deref(), user: self.facts.user.as_deref(), headers }
+    }
+
+    /// The body as the client wrote it.
+    pub fn body(&self) -> &Bytes {
+        &self.body
     }
 
     /// The body with another model name, or as it is.
@@ -102,6 +114,21 @@ impl InferenceRequest {
             }
             _ => self.body.clone(),
         }
+    }
+}
+
+/// How a request wants to be answered.
+#[derive(Default)]
+struct How {
+    stream: bool,
+    resumable: bool,
+    include_usage: bool,
+}
+
+impl How {
+    fn of(options: &GenerationOptions, single: bool) -> Self {
+        let GenerationOptions { stream, n, include_usage, .. } = *options;
+        Self { stream, resumable: stream && single && n <= 1, include_usage }
     }
 }
 
@@ -268,6 +295,7 @@ mod tests {
             let body = Bytes::from(Value::Object(object.clone()).to_string());
             let request = InferenceRequest { api: Api::ChatCompletions, model: public, stream: false,
                 facts: PromptFacts::default(), prompt: PromptKey::default(), salt: None,
+                resumable: false, include_usage: false,
                 model_span: model_span(&body).expect("a span"), body };
             object.insert("model".into(), json!(served));
             // Compared as text: byte for byte, not merely equal in value.

@@ -1,6 +1,6 @@
 //! The retry budget: retries are a share of the requests, so that an outage is not made worse by repeating it.
 //!
-//! Pure: the clock is handed in. One budget serves the whole gateway.
+//! Pure: the clock is handed in. One budget serves the whole gateway, but for routes with one of their own.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,12 @@ const CAPACITY: u64 = 2_000 * RETRY;
 
 /// A bucket of retries.
 #[derive(Debug)]
-pub struct RetryBudget(Mutex<Bucket>);
+pub struct RetryBudget {
+    bucket: Mutex<Bucket>,
+    per_request: u64,
+    per_second: u64,
+    capacity: u64,
+}
 
 #[derive(Debug)]
 struct Bucket {
@@ -25,25 +30,43 @@ struct Bucket {
 }
 
 impl RetryBudget {
-    /// A full bucket.
+    /// A full bucket, of which each request earns a fifth.
     pub fn new(now: Instant) -> Self {
-        Self(Mutex::new(Bucket { level: CAPACITY, filled: now }))
+        Self::full(PER_REQUEST, PER_SECOND, CAPACITY, now)
+    }
+
+    /// A full bucket, of which each request earns so many hundredths. None at all for 0.
+    pub fn of_percent(percent: u32, now: Instant) -> Self {
+        match percent {
+            0 => Self::full(0, 0, 0, now),
+            _ => Self::full(percent.into(), PER_SECOND, CAPACITY, now),
+        }
+    }
+
+    /// So many hundredths of the requests and no more, in the long run: nothing comes with time.
+    pub fn share_only(percent: u32, now: Instant) -> Self {
+        Self::full(percent.into(), 0, 10 * RETRY, now)
+    }
+
+    fn full(per_request: u64, per_second: u64, capacity: u64, now: Instant) -> Self {
+        let bucket = Mutex::new(Bucket { level: capacity, filled: now });
+        Self { bucket, per_request, per_second, capacity }
     }
 
     /// Notes a new request.
     pub fn earn(&self) {
-        let mut bucket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bucket.level = (bucket.level + PER_REQUEST).min(CAPACITY);
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.level = (bucket.level + self.per_request).min(self.capacity);
     }
 
     /// Takes one retry out; false when the budget is spent.
     pub fn spend(&self, now: Instant) -> bool {
-        let mut bucket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = now.saturating_duration_since(bucket.filled);
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-        let earned = millis.saturating_mul(PER_SECOND) / 1000;
+        let earned = millis.saturating_mul(self.per_second) / 1000;
         if earned > 0 {
-            bucket.level = bucket.level.saturating_add(earned).min(CAPACITY);
+            bucket.level = bucket.level.saturating_add(earned).min(self.capacity);
             bucket.filled = now;
         }
         let enough = bucket.level >= RETRY;
@@ -82,6 +105,21 @@ mod tests {
         assert_eq!((0..100).filter(|_| budget.spend(now + Duration::from_secs(1))).count(), 10);
         let much_later = now + Duration::from_secs(1_000_000);
         assert_eq!((0..5_000).filter(|_| budget.spend(much_later)).count(), 2_000);
+    }
+
+    #[test]
+    fn a_share_is_a_share() {
+        let now = Instant::now();
+        let budget = RetryBudget::share_only(5, now);
+        assert_eq!((0..100).filter(|_| budget.spend(now)).count(), 10, "what was saved");
+        for _ in 0..100 {
+            budget.earn();
+        }
+        assert_eq!((0..100).filter(|_| budget.spend(now + Duration::from_secs(60))).count(), 5);
+        let none = RetryBudget::of_percent(0, now);
+        none.earn();
+        assert!(!none.spend(now + Duration::from_secs(60)));
+        assert!(RetryBudget::of_percent(1, now).spend(now));
     }
 
     #[test]

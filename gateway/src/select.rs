@@ -13,7 +13,7 @@ use std::time::Instant;
 use rand::Rng;
 
 use crate::decide::Decision;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, least_loaded};
 use crate::policy::{Ask, Policies, Target, Verdict};
 use crate::snapshot::{Route, RouteBackend};
 use crate::split;
@@ -59,6 +59,7 @@ pub struct Selection {
     began: Option<Variant>,
     pinned: bool,
     tried: Vec<String>,
+    left_out: Vec<String>,
 }
 
 /// A backend at one revision.
@@ -101,6 +102,24 @@ impl Selection {
     pub fn pin(&mut self, backend: &str, revision: Option<&str>) {
         self.began = Some(Variant { backend: backend.to_owned(), revision: revision.map(str::to_owned) });
         self.pinned = true;
+    }
+
+    /// This backend is no more for this request: it is full, or its circuit is open.
+    pub fn leave_out(&mut self, backend: &str) {
+        self.left_out.push(backend.to_owned());
+    }
+
+    /// Counts an endpoint as tried that was chosen elsewhere.
+    pub fn note_tried(&mut self, endpoint: &Endpoint) {
+        self.tried.push(endpoint.address());
+    }
+
+    /// Another endpoint of a backend that is well and that this request has not been to, for a second question beside the
+    /// first. Counts as tried only when [`Self::note_tried`] says so.
+    pub fn another(&self, backend: &RouteBackend, now: Instant, rng: &mut dyn Rng) -> Option<Arc<Endpoint>> {
+        let members = self.members(backend, 1, Class::Well, now);
+        let candidates = self.of_one_revision(backend, &members);
+        least_loaded(&candidates, rng).map(|index| Arc::clone(candidates[index]))
     }
 
     /// Whether an endpoint is left that this request has not been to.
@@ -215,7 +234,7 @@ impl Selection {
             Some(variant) => variant.backend == backend.name,
             None => weight > 0,
         };
-        if !takes {
+        if !takes || self.left_out.contains(&backend.name) || backend.circuit.is_open(now) {
             return Vec::new();
         }
         let revision = pinned.and_then(|variant| variant.revision.as_deref());
@@ -238,7 +257,8 @@ impl Selection {
         }
     }
 
-    fn has_tried(&self, endpoint: &Endpoint) -> bool {
+    /// Whether this request has been to an endpoint.
+    pub fn has_tried(&self, endpoint: &Endpoint) -> bool {
         !self.tried.is_empty() && self.tried.contains(&endpoint.address())
     }
 

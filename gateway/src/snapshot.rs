@@ -5,12 +5,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use fairlead_crds::condition;
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::canary::RolloutStatus;
 use fairlead_crds::model_route::endpoint_policy::EndpointPolicy;
 use fairlead_crds::model_route::rules::check;
+use fairlead_crds::model_route::shadow::ShadowEmbedder;
 use fairlead_crds::model_route::{Backend, ModelRoute, shares};
 use http::header::HeaderName;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -19,7 +21,12 @@ use kube::ResourceExt;
 use crate::decide::Stick;
 use crate::endpoint::Endpoint;
 use crate::observe::RouteObserver;
+use crate::provider::credentials::Credentials;
+use crate::provider::target::Target;
+use crate::resilience::circuit::Circuit;
+use crate::resilience::rules::Rules as Resilience;
 use crate::rules::Rules;
+use crate::shadow::rule::{Embedder, ShadowRule};
 use crate::slices::{self, ReadyPods};
 use crate::split;
 
@@ -45,6 +52,10 @@ pub struct Objects {
     pub slices: Vec<Arc<EndpointSlice>>,
     /// The revision that each pod of a model deployment is labelled with, by (namespace, name).
     pub revisions: HashMap<(String, String), String>,
+    /// Keys and certificates that routes name.
+    pub credentials: Credentials,
+    /// Hosts of providers that may be called; `None` where any may.
+    pub provider_hosts: Option<Arc<[String]>>,
 }
 
 /// Routes by model name.
@@ -79,6 +90,10 @@ pub struct Route {
     pub stick: Stick,
     /// What the operator has decided of its canary.
     pub rollout: Option<RolloutStatus>,
+    /// What it says of slow and broken backends.
+    pub resilience: Resilience,
+    /// Who is asked the same.
+    pub shadow: Option<Arc<ShadowRule>>,
 }
 
 /// One backend of a route.
@@ -98,6 +113,10 @@ pub struct RouteBackend {
     pub revision: Option<String>,
     /// Its endpoints that can take requests.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// How many requests it has, and whether it is left alone as a whole.
+    pub circuit: Arc<Circuit>,
+    /// Whose it is, where it is not ours.
+    pub provider: Option<Arc<Target>>,
 }
 
 impl RoutingSnapshot {
@@ -174,9 +193,24 @@ impl Builder<'_> {
             self.next.problems.push(problem);
             return;
         }
+        let previous = self.previous.routes.get(&model).filter(|previous| previous.id == id).cloned();
+        let resilience = Resilience::of(
+            &route.spec,
+            previous.as_ref().map(|previous| &previous.resilience),
+            Instant::now(),
+        );
         let mut backends = Vec::with_capacity(route.spec.backends.len());
         for (index, (backend, weight)) in route.weights().into_iter().enumerate() {
-            match self.backend(&namespace, backend, weight) {
+            let before = previous
+                .as_ref()
+                .and_then(|previous| previous.backends.iter().find(|known| known.name == backend.name));
+            let circuit = before
+                .map(|before| &before.circuit)
+                .filter(|circuit| *circuit.breaker() == resilience.breaker)
+                .cloned()
+                .unwrap_or_else(|| Arc::new(Circuit::new(resilience.breaker.clone())));
+            let known = before.and_then(|before| before.provider.as_ref());
+            match self.backend(&namespace, backend, weight, known, Arc::clone(&circuit)) {
                 Ok(backend) => backends.push(backend),
                 // The backend stays, without endpoints: its weight still says what the route's author wanted.
                 Err(problem) => {
@@ -186,6 +220,7 @@ impl Builder<'_> {
                         name: backend.name.clone(),
                         weight,
                         cost: backend.cost_per_million_tokens.clone(),
+                        circuit,
                         ..RouteBackend::default()
                     });
                 }
@@ -196,6 +231,13 @@ impl Builder<'_> {
                 "spec.backends: the weights sum to zero; give at least one backend a weight above 0";
             self.next.problems.push(format!("ModelRoute {id}: {problem}"));
         }
+        let shadow = match self.shadow(&namespace, route, previous.as_deref()) {
+            Ok(shadow) => shadow,
+            Err(problem) => {
+                self.next.problems.push(format!("ModelRoute {id}: spec.shadow.{problem}"));
+                None
+            }
+        };
         let created = route.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
         let created = u64::try_from(created).unwrap_or(0);
         let mut endpoint_policy = route.spec.endpoint_policy.clone();
@@ -203,7 +245,7 @@ impl Builder<'_> {
             self.next.problems.push(format!("ModelRoute {id}: {problem}"));
             endpoint_policy = None;
         }
-        let previous = self.previous.routes.get(&model).map(|previous| &previous.observed);
+        let previous = previous.as_ref().map(|previous| &previous.observed);
         let observed = RouteObserver::of(&id, route, previous);
         let rules = self.rules(&id, &model, route);
         let route = Route {
@@ -215,6 +257,8 @@ impl Builder<'_> {
             backends,
             endpoint_policy,
             observed,
+            resilience,
+            shadow,
             model: model.clone(),
             id,
         };
@@ -242,10 +286,35 @@ impl Builder<'_> {
         Stick { by: stickiness.by, header }
     }
 
-    fn backend(&mut self, namespace: &str, backend: &Backend, weight: u32) -> Result<RouteBackend, String> {
+    fn backend(
+        &mut self,
+        namespace: &str,
+        backend: &Backend,
+        weight: u32,
+        known: Option<&Arc<Target>>,
+        circuit: Arc<Circuit>,
+    ) -> Result<RouteBackend, String> {
         let name = backend.name.clone();
         let key = split::key_of(&name);
         let cost = backend.cost_per_million_tokens.clone();
+        if let Some(provider) = &backend.provider {
+            let target = providers::target(self.objects, namespace, backend, provider, known)
+                .map_err(|problem| format!("provider.{problem}"))?;
+            let parsed =
+                Endpoint::of_provider(&provider.url).map_err(|problem| format!("provider.url: {problem}"))?;
+            let endpoints = vec![self.known_endpoint(parsed, None)];
+            return Ok(RouteBackend {
+                name,
+                key,
+                weight,
+                cost,
+                served_model: None,
+                revision: None,
+                endpoints,
+                circuit,
+                provider: Some(target),
+            });
+        }
         match (self.objects.origin, &backend.model_deployment, backend.endpoints.as_slice()) {
             (Origin::Cluster, _, [_, ..]) => {
                 Err("endpoints: addresses are refused in a cluster; name a modelDeployment instead".to_owned())
@@ -279,7 +348,7 @@ impl Builder<'_> {
                     .collect();
                 let endpoints = self.endpoints(&bases)?;
                 let served_model = Some(backend.adapter.as_ref().unwrap_or(deployment).clone());
-                Ok(RouteBackend { name, key, weight, cost, served_model, revision, endpoints })
+                Ok(RouteBackend { name, key, weight, cost, served_model, revision, endpoints, circuit, provider: None })
             }
             (Origin::Manifests, _, []) => {
                 Err("endpoints: missing; without Kubernetes a backend lists addresses, such as [\"http://127.0.0.1:8001\"]"
@@ -289,9 +358,59 @@ impl Builder<'_> {
                 let bases: Vec<_> = bases.iter().map(|base| (base.clone(), None)).collect();
                 let endpoints = self.endpoints(&bases)?;
                 let served_model = backend.adapter.as_ref().or(served.as_ref()).cloned();
-                Ok(RouteBackend { name, key, weight, cost, served_model, revision: None, endpoints })
+                Ok(RouteBackend { name, key, weight, cost, served_model, revision: None, endpoints, circuit, provider: None })
             }
         }
+    }
+
+    /// Who is asked the same, and what the answers are compared with.
+    fn shadow(
+        &mut self,
+        namespace: &str,
+        route: &ModelRoute,
+        previous: Option<&Route>,
+    ) -> Result<Option<Arc<ShadowRule>>, String> {
+        let Some(spec) = &route.spec.shadow else { return Ok(None) };
+        if !route.spec.backends.iter().any(|backend| backend.name == spec.backend) {
+            return Err(format!(
+                "backend: there is no backend {:?} in spec.backends; name one of them",
+                spec.backend
+            ));
+        }
+        let embedder = match &spec.embedder {
+            None => None,
+            Some(embedder) => {
+                Some(self.embedder(namespace, embedder).map_err(|problem| format!("embedder.{problem}"))?)
+            }
+        };
+        let previous = previous.and_then(|previous| previous.shadow.as_deref());
+        Ok(Some(Arc::new(ShadowRule::of(spec, embedder, previous))))
+    }
+
+    fn embedder(&mut self, namespace: &str, embedder: &ShadowEmbedder) -> Result<Embedder, String> {
+        let ShadowEmbedder { model_deployment, endpoint, model } = embedder;
+        let (bases, model) = match (self.objects.origin, model_deployment, endpoint) {
+            (Origin::Cluster, Some(deployment), None) => {
+                let pods = self.pods.get(&(namespace.to_owned(), deployment.clone()));
+                let pods = pods.map(Vec::as_slice).unwrap_or_default();
+                (
+                    pods.iter().map(|pod| (format!("http://{}", pod.address), None)).collect(),
+                    deployment.clone(),
+                )
+            }
+            (Origin::Cluster, ..) => {
+                return Err("modelDeployment: missing; name one of the task Embed".to_owned());
+            }
+            (Origin::Manifests, _, Some(endpoint)) => {
+                let model =
+                    model.clone().ok_or("model: missing; say what the server at endpoint calls it")?;
+                (vec![(endpoint.clone(), None)], model)
+            }
+            (Origin::Manifests, _, None) => {
+                return Err("endpoint: missing; without Kubernetes name an address".to_owned());
+            }
+        };
+        Ok(Embedder { model, endpoints: self.endpoints(&bases)? })
     }
 
     /// Endpoints at base URLs, of the revisions where known.
@@ -300,16 +419,20 @@ impl Builder<'_> {
         let mut endpoints = Vec::with_capacity(bases.len());
         for (index, (base, revision)) in bases.iter().enumerate() {
             let parsed = Endpoint::parse(base).map_err(|problem| format!("endpoints[{index}]: {problem}"))?;
-            let key = (parsed.address(), revision.clone());
-            if !seen.insert(key.0.clone()) {
-                continue;
+            if seen.insert(parsed.address()) {
+                endpoints.push(self.known_endpoint(parsed, revision.clone()));
             }
-            let known = self.next.endpoints.get(&key).or_else(|| self.previous.endpoints.get(&key));
-            let endpoint = known.cloned().unwrap_or_else(|| Arc::new(parsed.at_revision(revision.clone())));
-            self.next.endpoints.insert(key, Arc::clone(&endpoint));
-            endpoints.push(endpoint);
         }
         Ok(endpoints)
+    }
+
+    /// The endpoint as it was known before, with its counts and ejections, or this new one.
+    fn known_endpoint(&mut self, parsed: Endpoint, revision: Option<String>) -> Arc<Endpoint> {
+        let key = (parsed.address(), revision.clone());
+        let known = self.next.endpoints.get(&key).or_else(|| self.previous.endpoints.get(&key));
+        let endpoint = known.cloned().unwrap_or_else(|| Arc::new(parsed.at_revision(revision)));
+        self.next.endpoints.insert(key, Arc::clone(&endpoint));
+        endpoint
     }
 }
 
@@ -322,5 +445,6 @@ fn settled_revision(deployment: &ModelDeployment) -> Option<String> {
     status.revision.clone().filter(|_| current && ready)
 }
 
+mod providers;
 #[cfg(test)]
 mod tests;

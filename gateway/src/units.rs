@@ -39,6 +39,11 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
     number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(remedy)
 }
 
+/// The same, or 0.
+pub fn parse_bytes_or_none(text: &str) -> Result<usize, String> {
+    if text == "0" { Ok(0) } else { parse_bytes(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +62,7 @@ mod tests {
     fn sizes() {
         assert_eq!(parse_bytes("1024"), Ok(1024));
         assert_eq!(parse_bytes("16Mi"), Ok(16 << 20));
+        assert_eq!((parse_bytes_or_none("0"), parse_bytes_or_none("2Ki")), (Ok(0), Ok(2048)));
         for bad in ["", "0", "Mi", "1MB", "-1", "99999999999999999999Gi"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }

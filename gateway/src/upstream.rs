@@ -6,6 +6,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use fairlead_crds::model_route::resilience::RetryOn;
+use fairlead_openai::ApiError;
 use http::header::CONTENT_TYPE;
 use http::response::Parts;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
@@ -18,7 +20,7 @@ use tokio::time::timeout_at;
 
 use crate::config::ServeConfig;
 use crate::held::HeldBudget;
-use crate::metrics::RetryReason;
+use crate::provider::target::TlsClient;
 
 /// Connections to pods.
 #[derive(Debug)]
@@ -48,27 +50,66 @@ pub enum Answer {
     },
 }
 
+/// What to ask, and whom.
+pub struct Call<'a> {
+    /// Where.
+    pub uri: Uri,
+    /// The request's headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+    /// Whether a stream of events is asked for.
+    pub stream: bool,
+    /// Until when the first byte must be there.
+    pub first_byte: Instant,
+    /// How long it may be silent in the middle of an answer, where that is not as the flag says.
+    pub idle: Option<Duration>,
+    /// Connections whose certificates are checked, for who is reached by https.
+    pub tls: Option<&'a TlsClient>,
+}
+
 /// Why an attempt failed. In all cases the client has seen nothing of it.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
     /// No connection: the pod has not seen the request.
+    #[error("{0}")]
     Connect(String),
     /// The connection broke before the answer was whole, or before a stream's first byte.
+    #[error("{0}")]
     Reset(String),
     /// The pod answered 503 or 429: it is starting, draining or full.
+    #[error("{}", .0.status)]
     Busy(Parts, Bytes),
+    /// The pod answered another 5xx, and the route wants others to be asked then.
+    #[error("{}", .0.status)]
+    Server(Parts, Bytes),
     /// No byte in time.
+    #[error("{0}")]
     Timeout(String),
+    /// A provider could not answer.
+    #[error("{0}")]
+    Provider(ApiError),
+    /// The request itself is wrong, for whom it would have gone to.
+    #[error("{0}")]
+    Refused(ApiError),
 }
 
 impl AttemptError {
-    /// Why to try elsewhere; `None` when that would only add to the load.
-    pub fn retry_reason(&self) -> Option<RetryReason> {
+    /// As what it may be tried elsewhere; `None` when it would fail there as well.
+    pub fn retry_on(&self) -> Option<RetryOn> {
         match self {
-            Self::Connect(_) => Some(RetryReason::Connect),
-            Self::Reset(_) => Some(RetryReason::Reset),
-            Self::Busy(..) => Some(RetryReason::Busy),
-            Self::Timeout(_) => None,
+            Self::Connect(_) => Some(RetryOn::Connect),
+            Self::Reset(_) => Some(RetryOn::Reset),
+            Self::Busy(..) => Some(RetryOn::Busy),
+            Self::Server(head, _) if head.status == StatusCode::NOT_IMPLEMENTED => None,
+            Self::Server(..) => Some(RetryOn::ServerError),
+            Self::Timeout(_) => Some(RetryOn::Timeout),
+            Self::Provider(error) => match (error.status, error.code.as_deref()) {
+                (429 | 503, _) => Some(RetryOn::Busy),
+                (_, Some("provider_failed")) => Some(RetryOn::ServerError),
+                _ => None,
+            },
+            Self::Refused(_) => None,
         }
     }
 }
@@ -101,72 +142,51 @@ impl Upstream {
         self.idle_timeout
     }
 
-    /// Sends a request to a pod.
+    /// How long a pod may take to begin, where nothing else is said.
+    pub fn first_byte_timeout(&self) -> Duration {
+        self.first_byte_timeout
+    }
+
+    /// Sends a request to a pod or a provider.
     ///
     /// # Errors
     /// When nothing of an answer may be passed on; see [`AttemptError`].
-    pub async fn ask(
-        &self,
-        uri: Uri,
-        headers: HeaderMap,
-        body: Bytes,
-        stream: bool,
-    ) -> Result<Answer, AttemptError> {
-        let deadline = tokio::time::Instant::now() + self.first_byte_timeout;
+    pub async fn ask(&self, call: Call<'_>) -> Result<Answer, AttemptError> {
+        let Call { uri, headers, body, stream, first_byte, idle, tls } = call;
+        let times = Times { begun: Instant::now(), first_byte, idle: idle.unwrap_or(self.idle_timeout) };
+        let deadline = first_byte.into();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        let response = match timeout_at(deadline, self.client.request(request)).await {
-            Err(_) => return Err(self.first_byte_late()),
+        let response = match tls {
+            Some(client) => client.request(request),
+            None => self.client.request(request),
+        };
+        let response = match timeout_at(deadline, response).await {
+            Err(_) => return Err(times.late()),
             Ok(Err(error)) if error.is_connect() => return Err(AttemptError::Connect(chain(&error))),
             Ok(Err(error)) => return Err(AttemptError::Reset(chain(&error))),
             Ok(Ok(response)) => response,
         };
         let (head, body) = response.into_parts();
-        if matches!(head.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+        // A provider's words are read before they are passed on.
+        if tls.is_none()
+            && matches!(head.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
+        {
             let body = short(body, deadline).await;
             return Err(AttemptError::Busy(head, body));
         }
         let events = stream && is_event_stream(&head);
-        if events {
-            self.begin_stream(head, body, deadline).await
-        } else {
-            self.hold(head, body, deadline).await
-        }
+        if events { begin_stream(head, body, times).await } else { self.hold(head, body, times).await }
     }
 
-    async fn begin_stream(
-        &self,
-        head: Parts,
-        mut rest: Incoming,
-        deadline: tokio::time::Instant,
-    ) -> Result<Answer, AttemptError> {
-        loop {
-            match timeout_at(deadline, rest.frame()).await {
-                Err(_) => return Err(self.first_byte_late()),
-                Ok(None) => return Err(AttemptError::Reset("the stream ended before it began".to_owned())),
-                Ok(Some(Err(error))) => return Err(AttemptError::Reset(chain(&error))),
-                Ok(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(first) if !first.is_empty() => {
-                        return Ok(Answer::Begun { head, first, rest, events: true });
-                    }
-                    _ => {}
-                },
-            }
-        }
-    }
-
-    async fn hold(
-        &self,
-        head: Parts,
-        mut body: Incoming,
-        mut deadline: tokio::time::Instant,
-    ) -> Result<Answer, AttemptError> {
+    async fn hold(&self, head: Parts, mut body: Incoming, times: Times) -> Result<Answer, AttemptError> {
+        let mut deadline = tokio::time::Instant::from(times.first_byte);
         let mut held = self.held.body(1);
         loop {
             match timeout_at(deadline, body.frame()).await {
-                Err(_) if held.is_empty() => return Err(self.first_byte_late()),
+                Err(_) if held.is_empty() => return Err(times.late()),
                 Err(_) => {
                     return Err(AttemptError::Reset(
                         "the pod fell silent in the middle of its answer".to_owned(),
@@ -175,7 +195,7 @@ impl Upstream {
                 Ok(None) => return Ok(Answer::Whole(head, held.freeze())),
                 Ok(Some(Err(error))) => return Err(AttemptError::Reset(chain(&error))),
                 Ok(Some(Ok(frame))) => {
-                    deadline = tokio::time::Instant::now() + self.idle_timeout;
+                    deadline = tokio::time::Instant::now() + times.idle;
                     let Ok(data) = frame.into_data() else { continue };
                     let fits = held.len() + data.len() <= self.max_held && held.push(&data);
                     if !fits {
@@ -187,10 +207,37 @@ impl Upstream {
             }
         }
     }
+}
 
-    fn first_byte_late(&self) -> AttemptError {
-        let seconds = self.first_byte_timeout.as_secs_f32();
+/// How long an attempt may take.
+#[derive(Clone, Copy)]
+struct Times {
+    begun: Instant,
+    first_byte: Instant,
+    idle: Duration,
+}
+
+impl Times {
+    fn late(self) -> AttemptError {
+        let tenths = (self.first_byte.saturating_duration_since(self.begun).as_millis() + 50) / 100;
+        let seconds = format!("{}.{}", tenths / 10, tenths % 10);
         AttemptError::Timeout(format!("the inference pod sent nothing for {seconds} seconds"))
+    }
+}
+
+async fn begin_stream(head: Parts, mut rest: Incoming, times: Times) -> Result<Answer, AttemptError> {
+    loop {
+        match timeout_at(times.first_byte.into(), rest.frame()).await {
+            Err(_) => return Err(times.late()),
+            Ok(None) => return Err(AttemptError::Reset("the stream ended before it began".to_owned())),
+            Ok(Some(Err(error))) => return Err(AttemptError::Reset(chain(&error))),
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(first) if !first.is_empty() => {
+                    return Ok(Answer::Begun { head, first, rest, events: true });
+                }
+                _ => {}
+            },
+        }
     }
 }
 

@@ -8,9 +8,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::CommandFactory;
+use fairlead_crds::model_route::resilience::FallbackOn;
 use fairlead_gateway::config::Cli;
 use fairlead_gateway::headers;
-use fairlead_gateway::metrics::{Api, Metrics, Outcome, RetryReason};
+use fairlead_gateway::metrics::{
+    Api, FailoverResult, HedgeResult, Metrics, Outcome, RetryReason, ShadowLabels, ShadowResult,
+};
 use fairlead_gateway::observe::Variant;
 use fairlead_gateway::observe::variant::End;
 use fairlead_gateway::policy::Why;
@@ -41,6 +44,14 @@ fn reference() -> String {
     variant.between_tokens(metrics.variants(), 0.0);
     variant.ended(metrics.variants(), End::Answered, Duration::ZERO, Some(1));
     metrics.endpoint_chosen(Why::LeastLoad, 0, 0);
+    metrics.failed_over(FailoverResult::Continued);
+    metrics.fell_back(FallbackOn::Error);
+    metrics.hedged(HedgeResult::Won);
+    let shadow = ShadowLabels { route: "ns/name".to_owned(), backend: "v2".to_owned() };
+    metrics.shadowed(&shadow, ShadowResult::Answered);
+    metrics.shadow_latency(&shadow, 1.0);
+    metrics.shadow_length(&shadow, 1.0);
+    metrics.shadow_similarity(&shadow, 1.0);
     let rendered = metrics.render(Duration::ZERO).expect("metrics");
     let field = |kind: &str, name: &str| {
         let prefix = format!("# {kind} {name} ");
@@ -71,6 +82,8 @@ fn reference() -> String {
             headers::DIVERTED_FROM,
             "The backend that the weights had chosen, when it had no endpoint and another one answered",
         ),
+        (headers::FALLBACK_FROM, "The backend that could not answer, when a fallback did"),
+        (headers::FALLBACK_REASON, "Why it could not: NoEndpoint, Error, Timeout or Overloaded"),
         (headers::ENDPOINT, "Address of the pod that answered"),
         (
             headers::ENDPOINT_CHOICE,

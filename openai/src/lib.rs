@@ -13,6 +13,7 @@ pub mod chat;
 pub mod chat_answer;
 pub mod chat_message;
 pub mod completion;
+pub mod continuation;
 pub mod embedding;
 pub mod error;
 mod fields;

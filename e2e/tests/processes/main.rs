@@ -8,6 +8,7 @@
 mod bad_input;
 mod encoders;
 mod evaluation;
+mod failover;
 mod failure;
 mod first_chat;
 mod model;

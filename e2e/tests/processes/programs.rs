@@ -220,6 +220,25 @@ impl Gateway {
     pub async fn start(backends: &[(&str, u32, &Pod)]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         write_route(dir.path(), backends);
+        Self::serve(dir).await
+    }
+
+    /// The same with several addresses for each backend.
+    pub async fn start_with(backends: &[(&str, u32, &[&str])]) -> Self {
+        let backends = backends.iter().map(|(name, weight, endpoints)| {
+            json!({"name": name, "weight": weight, "modelDeployment": SERVED, "endpoints": endpoints})
+        });
+        Self::start_route(&json!({"backends": backends.collect::<Vec<_>>()})).await
+    }
+
+    /// Serves one route with this spec.
+    pub async fn start_route(spec: &Value) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        write_spec(dir.path(), spec);
+        Self::serve(dir).await
+    }
+
+    async fn serve(dir: tempfile::TempDir) -> Self {
         let manifests = dir.path().to_str().expect("UTF-8");
         let mut program = Program::start(
             "fairlead-gateway",
@@ -276,8 +295,12 @@ fn write_route(dir: &Path, backends: &[(&str, u32, &Pod)]) {
             json!({"name": name, "weight": weight, "modelDeployment": SERVED, "endpoints": [pod.url]})
         })
         .collect();
+    write_spec(dir, &json!({"backends": backends}));
+}
+
+fn write_spec(dir: &Path, spec: &Value) {
     let route = json!({"apiVersion": "fairlead.dev/v1alpha1", "kind": "ModelRoute",
-        "metadata": {"name": MODEL, "namespace": "default"}, "spec": {"backends": backends}});
+        "metadata": {"name": MODEL, "namespace": "default"}, "spec": spec});
     // JSON is YAML.
     std::fs::write(dir.join("route.yaml"), route.to_string()).expect("written");
 }

@@ -34,7 +34,15 @@ fn cluster(
     deployments: Vec<Arc<ModelDeployment>>,
     slices: Vec<Arc<EndpointSlice>>,
 ) -> Objects {
-    Objects { origin: Origin::Cluster, routes, deployments, slices, revisions: HashMap::new() }
+    Objects {
+        origin: Origin::Cluster,
+        routes,
+        deployments,
+        slices,
+        revisions: HashMap::new(),
+        credentials: Credentials::default(),
+        provider_hosts: Some(Arc::from(vec!["api.example.com".to_owned()])),
+    }
 }
 
 fn build(objects: &Objects) -> RoutingSnapshot {

@@ -26,12 +26,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
+use super::secrets::Secrets;
 use crate::metrics::Metrics;
+use crate::provider::credentials::Credentials;
 use crate::routing::Routing;
 use crate::snapshot::{Objects, Origin};
 
 /// Changes that come within this time of one another make one snapshot.
 const COALESCE: Duration = Duration::from_millis(25);
+/// How often Secrets are read again: how long a changed key takes to be in force.
+const REREAD_SECRETS: Duration = Duration::from_secs(15);
 /// A watch is renewed this often, so that one which has silently died is noticed.
 const WATCH_SECONDS: u32 = 120;
 
@@ -118,6 +122,8 @@ impl Caches {
             deployments: self.deployments.cache().objects(),
             slices: self.slices.cache().objects(),
             revisions: self.pods.cache().objects().iter().filter_map(|pod| revision(pod)).collect(),
+            credentials: Credentials::default(),
+            provider_hosts: None,
         })
     }
 }
@@ -132,10 +138,15 @@ fn revision(pod: &PodMeta) -> Option<((String, String), String)> {
 pub async fn follow(
     client: Client,
     namespace: Option<String>,
+    provider_hosts: Vec<String>,
     routing: Arc<Routing>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
+    let provider_hosts: Arc<[String]> = provider_hosts.into();
+    let mut secrets = Secrets::default();
+    let mut rereads = tokio::time::interval(REREAD_SECRETS);
+    rereads.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let caches = Arc::new(Caches::default());
     let mut watches = JoinSet::new();
     // An empty variable in a pod's environment means the same as none.
@@ -177,14 +188,25 @@ pub async fn follow(
         metrics,
     ));
     loop {
-        tokio::select! {
-            () = caches.changed.notified() => {}
+        let reread = tokio::select! {
+            () = caches.changed.notified() => false,
+            _ = rereads.tick(), if secrets.any() => true,
             () = stop.cancelled() => break,
             _ = watches.join_next() => break,
+        };
+        if !reread {
+            tokio::time::sleep(COALESCE).await;
         }
-        tokio::time::sleep(COALESCE).await;
         match caches.objects() {
-            Ok(objects) => routing.publish(&objects),
+            Ok(mut objects) => {
+                let new = secrets.refresh(&client, &objects.routes, reread).await;
+                if reread && !new {
+                    continue;
+                }
+                objects.credentials = secrets.known();
+                objects.provider_hosts = Some(Arc::clone(&provider_hosts));
+                routing.publish(&objects);
+            }
             Err(waiting) => routing.waiting_for(waiting),
         }
     }

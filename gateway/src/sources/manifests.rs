@@ -9,17 +9,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_crds::model_deployment::ModelDeployment;
-use fairlead_crds::model_route::ModelRoute;
 use fairlead_crds::model_route::cost::Cost;
+use fairlead_crds::model_route::provider::Provider;
 use fairlead_crds::model_route::rules::check;
+use fairlead_crds::model_route::{Backend, ModelRoute};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::endpoint::Endpoint;
 use crate::metrics::Metrics;
+use crate::provider::credentials::Credentials;
 use crate::routing::Routing;
 use crate::snapshot::{Objects, Origin};
+use crate::sources::secrets;
 
 /// How often the files are looked at. An edit must look the same twice in a row, because editors write in steps.
 const POLL: Duration = Duration::from_millis(200);
@@ -31,6 +34,7 @@ pub struct Manifests {
     routing: Arc<Routing>,
     metrics: Arc<Metrics>,
     in_force: Files,
+    objects: Objects,
 }
 
 /// Names and contents of the files, by name.
@@ -66,12 +70,23 @@ impl Manifests {
     /// When a manifest is wrong or the folder cannot be read.
     pub fn load(dir: &Path, routing: Arc<Routing>, metrics: Arc<Metrics>) -> Result<Self, ManifestError> {
         let files = read(dir)?;
-        let objects = parse(&files)?;
+        let mut objects = parse(&files)?;
+        objects.credentials = secrets::by_hand(&objects.routes);
         if objects.routes.is_empty() {
             tracing::warn!(dir = %dir.display(), "there is no ModelRoute in this folder yet");
         }
         routing.publish(&objects);
-        Ok(Self { dir: dir.to_owned(), routing, metrics, in_force: files })
+        Ok(Self { dir: dir.to_owned(), routing, metrics, in_force: files, objects })
+    }
+
+    /// A key or a certificate in a file may change without the manifests.
+    fn reread_credentials(&mut self) {
+        let credentials = secrets::by_hand(&self.objects.routes);
+        if credentials != self.objects.credentials {
+            self.objects.credentials = credentials;
+            self.routing.publish(&self.objects);
+            tracing::info!("keys or certificates of providers have changed");
+        }
     }
 
     /// Follows edits until told to stop.
@@ -92,15 +107,21 @@ impl Manifests {
                 continue;
             }
             let outcome = match now {
-                Ok(files) if files == self.in_force => Ok(None),
-                Ok(files) => parse(&files).map(|objects| Some((files, objects))),
+                Ok(files) if files == self.in_force => {
+                    self.reread_credentials();
+                    Ok(None)
+                }
+                Ok(files) => parse(&files).map(|mut objects| {
+                    objects.credentials = secrets::by_hand(&objects.routes);
+                    Some((files, objects))
+                }),
                 Err(error) => Err(error),
             };
             match outcome {
                 Ok(edit) => {
                     if let Some((files, objects)) = edit {
                         self.routing.publish(&objects);
-                        self.in_force = files;
+                        (self.in_force, self.objects) = (files, objects);
                         tracing::info!("the manifests were edited; the edit is in force");
                     }
                     if refused.take().is_some() {
@@ -149,6 +170,8 @@ fn parse(files: &[(String, String)]) -> Result<Objects, ManifestError> {
         deployments: vec![],
         slices: vec![],
         revisions: std::collections::HashMap::new(),
+        credentials: Credentials::default(),
+        provider_hosts: None,
     };
     for (file, text) in files {
         for (index, document) in documents(text).into_iter().enumerate() {
@@ -250,6 +273,24 @@ fn field_path(path: &str) -> String {
     written
 }
 
+/// Checks a provider that is named by hand.
+fn check_provider(backend: &Backend, provider: &Provider) -> Result<(), String> {
+    if !backend.endpoints.is_empty() {
+        return Err("endpoints: a provider is reached at its url; leave them out".to_owned());
+    }
+    Endpoint::of_provider(&provider.url).map_err(|problem| format!("provider.url: {problem}"))?;
+    if let Some(secret) = provider.secrets().next() {
+        let name = &secret.name;
+        return Err(format!(
+            "provider.apiKeySecretRef: there is no Secret {name} without Kubernetes; use apiKeyFile or apiKeyEnv, and caFile"
+        ));
+    }
+    if provider.api_key_file.is_some() && provider.api_key_env.is_some() {
+        return Err("provider.apiKeyEnv: there is an apiKeyFile, too; leave one of them out".to_owned());
+    }
+    Ok(())
+}
+
 /// What the API server would check in a cluster, as far as this gateway depends on it.
 fn check(route: &ModelRoute) -> Result<(), String> {
     if route.metadata.name.as_deref().unwrap_or_default().is_empty() {
@@ -265,6 +306,10 @@ fn check(route: &ModelRoute) -> Result<(), String> {
                 "{at}.name: {:?} appears twice; give each backend its own name",
                 backend.name
             ));
+        }
+        if let Some(provider) = &backend.provider {
+            check_provider(backend, provider).map_err(|problem| format!("{at}.{problem}"))?;
+            continue;
         }
         if backend.endpoints.is_empty() {
             let remedy = "without Kubernetes a backend lists addresses, such as [\"http://127.0.0.1:8001\"]";

@@ -3,3 +3,4 @@
 pub mod cache;
 pub mod kubernetes;
 pub mod manifests;
+pub mod secrets;

@@ -166,6 +166,19 @@ fn answer(request: &Request<Incoming>, state: &Mutex<State>) -> Response<BoxBody
             "reason": "Forbidden", "code": 403, "metadata": {}}),
         );
     }
+    if let Some((before, name)) = path.rsplit_once('/')
+        && let Some(("secrets", namespace)) = before.rsplit_once('/').map(|(rest, plural)| (plural, rest))
+    {
+        let key = (namespace.rsplit('/').next().unwrap_or_default().to_owned(), name.to_owned());
+        return match state.objects.get("secrets").and_then(|secrets| secrets.get(&key)) {
+            Some(secret) => whole(200, secret.clone()),
+            None => whole(
+                404,
+                json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "not found",
+                    "reason": "NotFound", "code": 404, "metadata": {}}),
+            ),
+        };
+    }
     if request.uri().query().unwrap_or_default().contains("watch=true") {
         let (sender, receiver) = mpsc::channel(1024);
         state.watches.push((plural, sender));

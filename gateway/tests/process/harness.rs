@@ -158,8 +158,13 @@ pub fn route(name: &str, backends: &[(&str, u32, &[&str])]) -> String {
         .iter()
         .map(|(name, weight, endpoints)| json!({"name": name, "weight": weight, "endpoints": endpoints}))
         .collect();
+    route_of(name, &json!({"backends": backends}))
+}
+
+/// A ModelRoute with this spec.
+pub fn route_of(name: &str, spec: &Value) -> String {
     let route = json!({"apiVersion": "fairlead.dev/v1alpha1", "kind": "ModelRoute",
-        "metadata": {"name": name, "namespace": "ns"}, "spec": {"backends": backends}});
+        "metadata": {"name": name, "namespace": "ns"}, "spec": spec});
     // JSON is YAML.
     format!("---\n{route}\n")
 }

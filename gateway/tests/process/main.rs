@@ -5,12 +5,16 @@
 mod apiserver;
 mod drain;
 mod endpoint_choice;
+mod failover;
 mod harness;
 mod kubernetes;
 mod manifests;
 mod observe;
+mod providers;
 mod requests;
+mod resilience;
 mod retries;
 mod routing;
+mod shadow;
 mod streaming;
 mod worker;

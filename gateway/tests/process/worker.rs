@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -40,6 +41,15 @@ pub struct Sending(mpsc::Sender<Result<Bytes, std::io::Error>>);
 
 impl Worker {
     pub async fn start() -> Self {
+        Self::serve(None).await
+    }
+
+    /// One that is reached by https.
+    pub async fn start_tls(tls: Arc<rustls::ServerConfig>) -> Self {
+        Self::serve(Some(tokio_rustls::TlsAcceptor::from(tls))).await
+    }
+
+    async fn serve(tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (sender, calls) = mpsc::channel(1024);
@@ -47,11 +57,20 @@ impl Worker {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.expect("accepted");
-                let sender = sender.clone();
+                let (sender, tls) = (sender.clone(), tls.clone());
                 connections.spawn(async move {
                     let service = service_fn(move |request| answer(request, sender.clone()));
-                    let io = TokioIo::new(stream);
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+                    let http = hyper::server::conn::http1::Builder::new();
+                    match tls {
+                        None => {
+                            let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                        }
+                        Some(tls) => {
+                            // A client that trusts nobody here leaves during the handshake.
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                        }
+                    }
                 });
             }
         });
@@ -78,6 +97,11 @@ impl Worker {
             }
         });
         Answering { address, count, task }
+    }
+
+    /// Whether a request has come that nobody has looked at.
+    pub fn is_idle(&mut self) -> bool {
+        self.calls.try_recv().is_err()
     }
 
     /// Dies as a killed pod does: its connections break and nobody listens any more.
@@ -129,27 +153,50 @@ async fn answer(
 impl Call {
     /// A whole answer.
     pub fn json(self, status: u16, body: Value) {
+        self.json_with(status, &[], body);
+    }
+
+    /// The same with further headers.
+    pub fn json_with(self, status: u16, headers: &[(&str, &str)], body: Value) {
         let body =
             http_body_util::Full::new(Bytes::from(body.to_string())).map_err(|never| match never {}).boxed();
-        let response = Response::builder()
-            .status(status)
-            .header("content-type", "application/json")
-            .body(body)
-            .expect("valid");
-        let _ = self.reply.send(response);
+        let head = Response::builder().status(status).header("content-type", "application/json");
+        let head = headers.iter().fold(head, |head, (name, value)| head.header(*name, *value));
+        let _ = self.reply.send(head.body(body).expect("valid"));
     }
 
     /// The head of an answer whose body follows.
     pub fn begin(self, content_type: &str) -> Sending {
+        self.begin_with(&[("content-type", content_type)])
+    }
+
+    /// The same with these headers.
+    pub fn begin_with(self, headers: &[(&str, &str)]) -> Sending {
         let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(1);
         let frames = futures::stream::unfold(receiver, |mut receiver| async move {
             let frame = receiver.recv().await?;
             Some((frame.map(Frame::data), receiver))
         });
         let body = BodyExt::boxed(StreamBody::new(frames));
-        let response = Response::builder().header("content-type", content_type).body(body).expect("valid");
-        let _ = self.reply.send(response);
+        let response =
+            headers.iter().fold(Response::builder(), |head, (name, value)| head.header(*name, *value));
+        let _ = self.reply.send(response.body(body).expect("valid"));
         Sending(sender)
+    }
+
+    /// The head of a stream of events with a pod's notes, of this revision.
+    pub fn noted_stream(self, revision: &str) -> Sending {
+        assert_eq!(self.header("x-fairlead-resumable"), "true");
+        self.begin_with(&[
+            ("content-type", "text/event-stream; charset=utf-8"),
+            ("x-fairlead-resumable", "true"),
+            ("x-fairlead-revision", revision),
+        ])
+    }
+
+    /// A header of the request; empty where it is absent.
+    pub fn header(&self, name: &str) -> &str {
+        self.head.headers.get(name).map_or("", |value| value.to_str().expect("text"))
     }
 
     /// The head of a stream of events.

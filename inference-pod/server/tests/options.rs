@@ -270,3 +270,75 @@ async fn where_a_token_begins_is_a_place_in_the_text() {
         assert_eq!(streamed, offsets);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_learns_the_tokens_of_a_stream_from_notes_beside_its_events() {
+    let pod = Pod::start(&["--revision", "abc"]).await;
+    let ask = |asked: Value, headers: &'static [(&'static str, &'static str)]| {
+        let request = pod.client.post(format!("{}{CHAT}", pod.url)).json(&asked);
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send()
+    };
+    let mut asked = chat(json!({"stream": true, "stream_options": {"include_usage": true}}));
+    let plain = ask(asked.clone(), &[]).await.unwrap();
+    assert!(plain.headers().get("x-fairlead-resumable").is_none());
+    let plain = plain.text().await.unwrap();
+    assert!(!plain.contains("\n: ") && !plain.starts_with(':'));
+
+    let noted = ask(asked.clone(), &[("x-fairlead-resumable", "true")]).await.unwrap();
+    assert_eq!(noted.headers()["x-fairlead-resumable"], "true");
+    let noted = noted.text().await.unwrap();
+    let notes: Vec<&str> = noted.lines().filter(|line| line.starts_with(": ")).collect();
+    let begun: Vec<&str> = notes[0].split(' ').collect();
+    assert_eq!((begun[..2].to_vec(), notes.len()), (vec![":", "answer"], 25), "{noted}");
+    assert!(
+        notes[1..24].iter().all(|note| note.starts_with(": tokens 0 "))
+            && notes[24].starts_with(": ended 0 ")
+    );
+    // Without them it is what everybody gets, but for its name and time.
+    let shape = |text: &str| -> Vec<Value> {
+        let events = text.lines().filter_map(|line| line.strip_prefix("data: {"));
+        let mut events: Vec<Value> =
+            events.map(|event| serde_json::from_str(&format!("{{{event}")).unwrap()).collect();
+        for event in &mut events {
+            (event["id"], event["created"]) = (Value::Null, Value::Null);
+            event["usage"]["prompt_tokens_details"] = Value::Null;
+        }
+        events
+    };
+    assert_eq!(shape(&noted), shape(&plain));
+
+    // It goes on under the same name, without a second beginning, even where no token had come yet.
+    let token: u32 = notes[1].rsplit(' ').next().unwrap().parse().unwrap();
+    for resumed in [json!([]), json!([token])] {
+        asked["resume_token_ids"] = resumed;
+        let headers = &[
+            ("x-fairlead-resumable", "true"),
+            ("x-fairlead-continues", "chatcmpl-1 42"),
+            ("x-fairlead-if-revision", "abc"),
+        ];
+        let rest = ask(asked.clone(), headers).await.unwrap().text().await.unwrap();
+        assert!(rest.starts_with(": answer chatcmpl-1 42 ") && !rest.contains("\"role\""), "{rest}");
+        assert!(rest.contains("\"id\":\"chatcmpl-1\"") && rest.contains("\"created\":42"), "{rest}");
+    }
+    let other = ask(asked.clone(), &[("x-fairlead-if-revision", "other")]).await.unwrap();
+    assert_eq!(other.status(), 412);
+    let error: Value = other.json().await.unwrap();
+    assert_eq!(error["error"]["code"], "revision_mismatch");
+    assert_eq!(ask(asked, &[("x-fairlead-continues", "nonsense")]).await.unwrap().status(), 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn places_in_a_resumed_text_are_counted_from_its_beginning() {
+    let pod = Pod::start(&[]).await;
+    let asked = text(json!({"return_token_ids": true, "logprobs": 0, "temperature": 1.1, "seed": 3}));
+    let (_, whole) = pod.ask(TEXT, asked.clone()).await;
+    let tokens = ids(&whole["choices"][0]["token_ids"]);
+    let places = whole["choices"][0]["logprobs"]["text_offset"].as_array().unwrap();
+    for cut in [1, 7, 23] {
+        let mut resumed = asked.clone();
+        resumed["resume_token_ids"] = json!(tokens[..cut]);
+        let (status, rest) = pod.ask(TEXT, resumed).await;
+        assert_eq!(status, 200, "{rest}");
+        assert_eq!(rest["choices"][0]["logprobs"]["text_offset"], json!(places[cut..]), "after {cut}");
+    }
+}

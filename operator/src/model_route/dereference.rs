@@ -8,6 +8,7 @@ use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
 use kube::ResourceExt;
 
+use super::providers::SecretKeys;
 use crate::stores::{Stores, get};
 
 /// What the stores have.
@@ -19,12 +20,16 @@ pub struct Dereferenced {
     pub rivals: Vec<Arc<ModelRoute>>,
     /// The Evaluations that gates name, by name; those that are missing are absent.
     pub evaluations: BTreeMap<String, Arc<Evaluation>>,
+    /// The keys of the Secrets that its providers name. Not in the stores: `providers` reads them.
+    pub secret_keys: SecretKeys,
 }
 
 /// Reads from the stores.
 pub fn dereference(object: &ModelRoute, stores: &Stores) -> Dereferenced {
     let namespace = object.namespace().unwrap_or_default();
+    let embedder = object.spec.shadow.as_ref().and_then(|shadow| shadow.embedder.as_ref());
     let named = object.spec.backends.iter().filter_map(|backend| backend.model_deployment.as_ref());
+    let named = named.chain(embedder.and_then(|embedder| embedder.model_deployment.as_ref()));
     let deployments = named
         .filter_map(|name| Some((name.clone(), get(&stores.model_deployments, &namespace, name)?)))
         .filter(|(_, deployment)| deployment.metadata.deletion_timestamp.is_none())
@@ -39,7 +44,7 @@ pub fn dereference(object: &ModelRoute, stores: &Stores) -> Dereferenced {
         .filter_map(|name| Some((name.to_owned(), get(&stores.evaluations, &namespace, name)?)))
         .filter(|(_, evaluation)| evaluation.metadata.deletion_timestamp.is_none())
         .collect();
-    Dereferenced { deployments, rivals, evaluations }
+    Dereferenced { deployments, rivals, evaluations, secret_keys: SecretKeys::new() }
 }
 
 /// The Evaluations that a canary's gates name.

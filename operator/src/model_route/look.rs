@@ -14,7 +14,7 @@ use kube::ResourceExt;
 
 use super::dereference::Dereferenced;
 use super::evaluations::{self, Served};
-use super::{gateways, prometheus, validate};
+use super::{gateways, prometheus, providers, validate};
 use crate::context::Context;
 
 /// What is seen now.
@@ -125,6 +125,9 @@ async fn external(
 
 /// Whether the canary's ModelDeployment has pods that serve.
 fn canary_ready(object: &ModelRoute, found: &Dereferenced, canary: &str) -> bool {
+    if object.spec.backends.iter().any(|backend| backend.name == canary && backend.provider.is_some()) {
+        return providers::check(object, &found.secret_keys).is_ok();
+    }
     deployment(object, found, canary).is_some_and(|deployment| validate::not_ready(deployment).is_none())
 }
 

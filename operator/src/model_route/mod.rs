@@ -8,6 +8,8 @@ pub mod gateways;
 pub mod look;
 pub mod plan;
 pub mod prometheus;
+pub mod providers;
+pub mod resilience;
 pub mod rollout;
 pub mod status;
 pub mod triggers;
@@ -40,7 +42,8 @@ pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result
     if object.metadata.deletion_timestamp.is_some() {
         return Ok((Action::await_change(), Outcome::Success));
     }
-    let found = dereference::dereference(&object, &context.stores);
+    let mut found = dereference::dereference(&object, &context.stores);
+    found.secret_keys = providers::secret_keys(&object, &context).await?;
     let before = object.status.clone().unwrap_or_default();
     let now = Timestamp::now();
     let plan = plan::plan(&object);
@@ -73,7 +76,10 @@ pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result
     }
     // Whatever would change the outcome is watched.
     match outcome {
-        Ok(_) => Ok((Action::requeue(look_again.unwrap_or(NOW_AND_THEN)), Outcome::Success)),
+        Ok(_) => {
+            let look_again = look_again.into_iter().chain(providers::look_again(&object)).min();
+            Ok((Action::requeue(look_again.unwrap_or(NOW_AND_THEN)), Outcome::Success))
+        }
         Err(error) => match error.action() {
             // A canary goes on while another backend is not ready.
             Some(action) => Ok((look_again.map_or(action, Action::requeue), error.category())),

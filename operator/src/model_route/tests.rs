@@ -333,3 +333,63 @@ async fn a_promotion_that_git_takes_over_moves_nothing() {
     cluster.put(&path, object);
     assert_eq!(rollout(&step(&mut cluster, "models", "chat").await), ("Idle", 0, "b=100"));
 }
+
+fn secret(cluster: &Cluster, name: &str, keys: &Value) {
+    let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "models"}, "data": keys});
+    cluster.put(&format!("/api/v1/namespaces/models/secrets/{name}"), object);
+}
+
+#[tokio::test]
+async fn a_provider_is_ready_when_its_secret_is_there() {
+    let mut cluster = Cluster::new();
+    let spec = "{backends: [{name: cloud, provider: {url: 'https://api.example.com/v1', model: gpt-x, apiKeySecretRef: {name: \
+                keys, key: token}}}]}";
+    add(&cluster, &route("chat", spec, 1));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!((ready(&status).0, ready(&status).1), ("False", "Waiting"));
+    assert!(ready(&status).2.contains("there is no Secret keys"), "{status}");
+    secret(&cluster, "keys", &json!({"other": "c2VjcmV0"}));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert!(ready(&status).2.contains("Secret keys has no key token"), "{status}");
+    secret(&cluster, "keys", &json!({"token": "c2VjcmV0"}));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!((ready(&status).0, ready(&status).1), ("True", "Routed"));
+    assert_eq!(status["split"], "cloud=100");
+    assert!(!status.to_string().contains("secret") && !status.to_string().contains("c2VjcmV0"));
+}
+
+#[tokio::test]
+async fn what_a_route_says_of_failures_is_checked() {
+    let mut cluster = Cluster::new();
+    deployment(&cluster, "one", true);
+    let backends = "backends: [{name: a, modelDeployment: one, weight: 1}]";
+    for (extra, field) in [
+        ("timeouts: {firstByte: soon}", "spec.timeouts.firstByte"),
+        ("circuitBreaker: {openFor: 0s}", "spec.circuitBreaker.openFor"),
+        ("hedging: {after: ''}", "spec.hedging.after"),
+        ("fallbacks: [{backend: b}]", "spec.fallbacks[].backend"),
+        ("shadow: {backend: b, percent: 1}", "spec.shadow.backend"),
+        ("shadow: {backend: a, percent: 1, embedder: {modelDeployment: one}}", "spec.shadow.embedder"),
+        ("shadow: {backend: a, percent: 1, embedder: {modelDeployment: gone}}", "spec.shadow.embedder"),
+        (
+            "shadow: {backend: a, percent: 1, embedder: {endpoint: 'http://h'}}",
+            "spec.shadow.embedder.endpoint",
+        ),
+    ] {
+        add(&cluster, &route("chat", &format!("{{{backends}, {extra}}}"), 1));
+        let status = step(&mut cluster, "models", "chat").await;
+        assert!(ready(&status).0 == "False" && ready(&status).2.contains(field), "{extra}: {status}");
+    }
+    for provider in [
+        "{url: 'http://h/v1', model: m}",
+        "{url: 'https://h/v1', model: m, apiKeyFile: /etc/passwd}",
+        "{url: 'https://h/v1', model: m, apiKeyEnv: KUBECONFIG}",
+    ] {
+        add(&cluster, &route("chat", &format!("{{backends: [{{name: a, provider: {provider}}}]}}"), 1));
+        let status = step(&mut cluster, "models", "chat").await;
+        assert!(
+            ready(&status).1 == "InvalidSpec" && ready(&status).2.contains("provider"),
+            "{provider}: {status}"
+        );
+    }
+}

@@ -55,8 +55,7 @@ pub fn tell_of_evaluations(changes: Changes<Evaluation>, tell: mpsc::Sender<Chan
 pub fn concerned(changed: &Changed, routes: &Store<ModelRoute>) -> Vec<ObjectRef<ModelRoute>> {
     let concerned = routes.state_filter(|route| match changed {
         Changed::Deployment(namespace, name) => {
-            route.metadata.namespace.as_ref() == Some(namespace)
-                && route.spec.backends.iter().any(|backend| backend.model_deployment.as_ref() == Some(name))
+            route.metadata.namespace.as_ref() == Some(namespace) && names_deployment(route, name)
         }
         Changed::Evaluation(namespace, name) => {
             route.metadata.namespace.as_ref() == Some(namespace)
@@ -66,6 +65,12 @@ pub fn concerned(changed: &Changed, routes: &Store<ModelRoute>) -> Vec<ObjectRef
         Changed::Route(model) => route.model_name() == *model || waits_for_name(route),
     });
     concerned.iter().map(|route| ObjectRef::from_obj(&**route)).collect()
+}
+
+fn names_deployment(route: &ModelRoute, name: &str) -> bool {
+    let embedder = route.spec.shadow.as_ref().and_then(|shadow| shadow.embedder.as_ref());
+    let backends = route.spec.backends.iter().map(|backend| backend.model_deployment.as_deref());
+    backends.chain(embedder.map(|embedder| embedder.model_deployment.as_deref())).any(|it| it == Some(name))
 }
 
 fn waits_for_name(route: &ModelRoute) -> bool {

@@ -12,6 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::dereference::Dereferenced;
+use super::{providers, resilience};
 use crate::error::Error;
 
 /// A route that works: its message for people.
@@ -28,7 +29,20 @@ pub struct Routed {
 /// # Errors
 /// [`Error::Invalid`] when only a person can help, [`Error::Waiting`] while a backend with a weight is not ready.
 pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Error> {
-    let ModelRouteSpec { model: _, backends, rules, stickiness, canary, endpoint_policy: _ } = &object.spec;
+    let ModelRouteSpec {
+        model: _,
+        backends,
+        rules,
+        stickiness,
+        canary,
+        endpoint_policy: _,
+        timeouts,
+        retries: _,
+        circuit_breaker,
+        hedging,
+        fallbacks,
+        shadow,
+    } = &object.spec;
     check_backends(backends)?;
     if let Some(problem) = check::problems(&object.spec).into_iter().next() {
         return Err(invalid(problem.text));
@@ -36,6 +50,8 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
     if let Some(problem) = stickiness.as_ref().and_then(check::stickiness_problem) {
         return Err(invalid(problem));
     }
+    resilience::check_times(timeouts.as_ref(), circuit_breaker.as_ref(), hedging.as_ref(), shadow.as_ref())?;
+    resilience::check_names(backends, fallbacks, shadow.as_ref())?;
     let takers: Vec<&Backend> =
         object.weights().into_iter().filter(|(_, weight)| *weight > 0).map(|(backend, _)| backend).collect();
     if takers.is_empty() {
@@ -57,7 +73,7 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
         ));
     }
     // A backend without a weight takes nothing now, but naming one that is not there is a mistake all the same.
-    for backend in backends {
+    for backend in backends.iter().filter(|backend| backend.provider.is_none()) {
         let name = backend.model_deployment.as_deref().unwrap_or_default();
         let Some(deployment) = found.deployments.get(name) else {
             return Err(Error::invalid(
@@ -83,6 +99,8 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
             ));
         }
     }
+    providers::check(object, &found.secret_keys)?;
+    resilience::check_embedder(object, found)?;
     // A canary that is not ready is the rollout's matter: its part goes to the others meanwhile.
     let tried = |backend: &Backend| {
         takers.len() > 1 && canary.as_ref().is_some_and(|canary| canary.backend == backend.name)
@@ -132,8 +150,15 @@ fn check_backends(backends: &[Backend]) -> Result<(), Error> {
     }
     let mut names = BTreeSet::new();
     for backend in backends {
-        let Backend { name, model_deployment, adapter: _, endpoints, weight: _, cost_per_million_tokens } =
-            backend;
+        let Backend {
+            name,
+            model_deployment,
+            adapter,
+            provider,
+            endpoints,
+            weight: _,
+            cost_per_million_tokens,
+        } = backend;
         if !names.insert(name) {
             return Err(invalid(format!("spec.backends: two are named {name}; give each its own name")));
         }
@@ -143,10 +168,19 @@ fn check_backends(backends: &[Backend]) -> Result<(), Error> {
                  cluster name a modelDeployment instead"
             )));
         }
-        if model_deployment.is_none() {
-            return Err(invalid(format!(
-                "spec.backends[{name}].modelDeployment is missing; name a ModelDeployment"
-            )));
+        match (model_deployment, provider) {
+            (None, None) => {
+                return Err(invalid(format!(
+                    "spec.backends[{name}].modelDeployment is missing; name a ModelDeployment, or a provider"
+                )));
+            }
+            (Some(_), Some(_)) => {
+                return Err(invalid(format!(
+                    "spec.backends[{name}] has a modelDeployment and a provider; leave one of them out"
+                )));
+            }
+            (None, Some(provider)) => resilience::check_provider(name, provider, adapter.is_some())?,
+            (Some(_), None) => {}
         }
         if let Some(Err(problem)) = cost_per_million_tokens.as_deref().map(str::parse::<Cost>) {
             return Err(invalid(format!("spec.backends[{name}].costPerMillionTokens: {problem}")));
@@ -155,7 +189,7 @@ fn check_backends(backends: &[Backend]) -> Result<(), Error> {
     Ok(())
 }
 
-fn invalid(message: impl Into<String>) -> Error {
+pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::invalid(stalled::INVALID_SPEC, message)
 }
 

@@ -12,6 +12,7 @@ use fairlead_openai::{ApiError, ChatCompletionRequest, ChatPrompt};
 use crate::constraint::Wanted;
 use crate::generation::{Generation, MOST_REPORTED, TextRequest};
 use crate::http::chat_answer::{Answer, Tools};
+use crate::http::continuation::Telling;
 use crate::http::errors::HttpError;
 use crate::http::request_id::StreamedRequest;
 use crate::http::{answer_id, public_model, timing};
@@ -25,6 +26,7 @@ pub async fn chat_completions(
     body: Body,
 ) -> Result<Response, HttpError> {
     let timing = timing(&headers)?;
+    let telling = Telling::of(&headers)?;
     let body = app.bodies.read(body).await?;
     let (model, guard) = app.admit()?;
     let bytes = body.len();
@@ -42,7 +44,9 @@ pub async fn chat_completions(
             Ok((request, prompt, tools, wanted))
         }
     };
-    let (request, prompt, tools, wanted) = app.read_request(bytes, timing.deadline, read).await?;
+    let (mut request, prompt, tools, wanted) = app.read_request(bytes, timing.deadline, read).await?;
+    let shows_ids = request.options.return_token_ids;
+    request.options.return_token_ids |= telling.notes && request.options.stream;
     let constraint = match wanted {
         Some(wanted) => Some(wanted.compile(&model, timing.deadline).await?),
         None => None,
@@ -50,15 +54,18 @@ pub async fn chat_completions(
     let ChatCompletionRequest { model: requested, options, logprobs, top_logprobs, .. } = &request;
     let public = public_model(&headers, requested);
     let facts = RequestFacts { headers: &headers, arrived: timing.arrived, model: &public, options };
+    let (id, created) = telling.name(|| answer_id("chatcmpl"), unix_seconds);
     let mut answer = Answer {
         span: app.traces.begin("chat", &facts),
         request: StreamedRequest::new(&headers, "/v1/chat/completions", timing.arrived),
-        id: answer_id("chatcmpl"),
-        created: unix_seconds(),
+        id,
+        created,
+        telling,
+        shows_ids,
         model: public,
         logprobs: *logprobs,
         codec: Arc::clone(&model.codec),
-        prompt_token_ids: options.return_token_ids.then(|| prompt.clone()),
+        prompt_token_ids: shows_ids.then(|| prompt.clone()),
         tools,
     };
     let generation = Generation::start(

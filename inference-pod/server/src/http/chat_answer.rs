@@ -15,6 +15,7 @@ use fairlead_openai::{
 
 use crate::drain::InFlight;
 use crate::generation::{Generation, Output, Piece, ScoredToken};
+use crate::http::continuation::Telling;
 use crate::http::request_id::StreamedRequest;
 use crate::http::{sse_done, sse_error, sse_event, sse_response};
 use crate::tokenizer::TextCodec;
@@ -51,6 +52,10 @@ pub struct Answer {
     pub prompt_token_ids: Option<Vec<u32>>,
     /// How calls of tools are read, where there are tools.
     pub tools: Option<Tools>,
+    /// How a gateway wants it told.
+    pub telling: Telling,
+    /// Whether the client wants the answer's tokens.
+    pub shows_ids: bool,
 }
 
 impl Answer {
@@ -76,7 +81,7 @@ impl Answer {
         self.done(&generation);
         let choices = (0..).zip(choices).map(|(index, choice)| {
             let logprobs = self.logprobs(&choice.tokens);
-            let token_ids = options.return_token_ids.then_some(choice.token_ids);
+            let token_ids = self.shows_ids.then_some(choice.token_ids);
             let content = (choice.calls.is_empty() || !choice.content.is_empty()).then_some(choice.content);
             let message = AssistantMessage {
                 role: "assistant".to_owned(),
@@ -109,13 +114,16 @@ impl Answer {
         options: &GenerationOptions,
         guard: InFlight,
     ) -> Result<Response, ApiError> {
-        let GenerationOptions { include_usage, continuous_usage, return_token_ids, .. } = *options;
+        let GenerationOptions { include_usage, continuous_usage, .. } = *options;
+        let shows_ids = self.shows_ids;
+        let telling = self.telling.clone();
         // Whoever resumes an answer has its beginning.
-        let is_resumed = !options.resume_token_ids.is_empty();
+        let is_resumed = !options.resume_token_ids.is_empty() || telling.continues.is_some();
         let mut parsers = self.parsers(&generation, options);
         let first = generation.next().await.transpose();
         let mut next = first.inspect_err(|error| self.span.failed(error))?.map(Ok);
-        Ok(sse_response(stream! {
+        let mut notes = telling.notes(&self.id, self.created, generation.prompt_tokens());
+        Ok(telling.mark(sse_response(stream! {
             let _guard = guard;
             let usage = |generation: &Generation| {
                 include_usage.then(|| continuous_usage.then(|| generation.usage()))
@@ -123,14 +131,17 @@ impl Answer {
             for index in 0..if is_resumed { 0 } else { parsers.len() as u32 } {
                 let mut chunk = self.chunk(index, ChatDelta::beginning(), usage(&generation));
                 chunk.prompt_token_ids = self.prompt_token_ids.clone().filter(|_| index == 0);
-                yield Ok(sse_event(&chunk));
+                yield Ok(notes.before(sse_event(&chunk)));
             }
             while let Some(output) = next {
                 match output {
                     Ok(Output::Piece(piece)) => {
                         let index = piece.choice;
                         let read = parsers.get_mut(index as usize).map(|parser| parser.read(piece));
-                        if let Some(part) = read.filter(|part| !part.is_empty()) {
+                        if let Some(part) = &read {
+                            notes.tokens(index, &part.token_ids, part.finish.is_some());
+                        }
+                        if let Some(part) = read.filter(|part| !part.is_empty(shows_ids)) {
                             let Part { content, calls, tokens, token_ids, finish } = part;
                             finish.into_iter().for_each(|reason| self.span.finished(reason));
                             let delta = ChatDelta { role: None, content, tool_calls: calls };
@@ -138,9 +149,11 @@ impl Answer {
                             if let Some(choice) = chunk.choices.first_mut() {
                                 choice.logprobs = self.logprobs(&tokens);
                                 choice.finish_reason = finish;
-                                choice.token_ids = return_token_ids.then_some(token_ids);
+                                choice.token_ids = shows_ids.then_some(token_ids);
                             }
-                            yield Ok(sse_event(&chunk));
+                            yield Ok(notes.before(sse_event(&chunk)));
+                        } else if let Some(alone) = notes.alone() {
+                            yield Ok(alone);
                         }
                     }
                     Ok(Output::Prompt(_)) => {}
@@ -157,7 +170,7 @@ impl Answer {
                 yield Ok(self.last(&generation));
             }
             yield Ok(sse_done());
-        }))
+        })))
     }
 
     fn done(&mut self, generation: &Generation) {
@@ -234,11 +247,11 @@ struct Part {
 }
 
 impl Part {
-    fn is_empty(&self) -> bool {
+    fn is_empty(&self, shows_ids: bool) -> bool {
         self.content.is_none()
             && self.calls.is_empty()
             && self.tokens.is_empty()
-            && self.token_ids.is_empty()
+            && (!shows_ids || self.token_ids.is_empty())
             && self.finish.is_none()
     }
 }

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::drain::InFlight;
 use crate::generation::{Generation, Output, ScoredToken};
+use crate::http::continuation::Telling;
 use crate::http::request_id::StreamedRequest;
 use crate::http::{sse_done, sse_error, sse_event, sse_response};
 use crate::tokenizer::TextCodec;
@@ -38,12 +39,31 @@ pub struct PromptAnswers {
     known: Vec<PromptLogprob>,
     prompt_token_ids: Option<Vec<u32>>,
     answers: Vec<AnswerWriter>,
-    ready: VecDeque<CompletionChoice>,
+    ready: VecDeque<Made>,
+}
+
+/// A part of an answer, and the tokens it was made of where they are asked for.
+struct Made {
+    choice: CompletionChoice,
+    token_ids: Vec<u32>,
 }
 
 struct AnswerWriter {
     begun: bool,
     logprobs: Option<LogprobWriter>,
+}
+
+impl Made {
+    /// Whether there is anything for a client in it. Tokens that only a gateway asked for are not.
+    fn shows_something(&self) -> bool {
+        let Self { choice, token_ids } = self;
+        let scored = choice.logprobs.as_ref().is_some_and(|logprobs| !logprobs.tokens.is_empty());
+        !choice.text.is_empty()
+            || choice.finish_reason.is_some()
+            || scored
+            || choice.token_ids.is_some()
+            || token_ids.is_empty()
+    }
 }
 
 impl PromptAnswers {
@@ -68,11 +88,21 @@ impl PromptAnswers {
         }
     }
 
+    /// An answer that was begun elsewhere with these tokens: places in its text are counted from its beginning.
+    #[must_use]
+    pub fn after(mut self, resumed: &[u32]) -> Self {
+        let text = self.generation.resumed_text();
+        for writer in self.answers.iter_mut().filter_map(|answer| answer.logprobs.as_mut()) {
+            resumed.iter().for_each(|token| writer.pass(*token, text));
+        }
+        self
+    }
+
     /// What comes next, in each answer the echo first; `None` after the last piece.
-    async fn next(&mut self) -> Option<Result<CompletionChoice, ApiError>> {
+    async fn next(&mut self) -> Option<Result<Made, ApiError>> {
         loop {
-            if let Some(choice) = self.ready.pop_front() {
-                return Some(Ok(choice));
+            if let Some(made) = self.ready.pop_front() {
+                return Some(Ok(made));
             }
             match self.generation.next().await? {
                 Ok(Output::Prompt(known)) => self.known = known,
@@ -90,19 +120,21 @@ impl PromptAnswers {
                         }
                     };
                     let reports_ids = self.prompt_token_ids.is_some();
-                    let mut choices = Vec::with_capacity(2);
+                    let mut made = Vec::with_capacity(2);
                     if let (Some(echo), false) = (&self.echo, answer.begun) {
                         let scored = echo_scores(&echo.tokens, &self.known);
-                        choices.push(choice(echo.text.clone(), &scored, reports_ids.then(Vec::new)));
+                        let choice = choice(echo.text.clone(), &scored, reports_ids.then(Vec::new));
+                        made.push(Made { choice, token_ids: Vec::new() });
                     }
-                    let mut new = choice(piece.text, &piece.tokens, reports_ids.then_some(piece.token_ids));
+                    let shown = reports_ids.then(|| piece.token_ids.clone());
+                    let mut new = choice(piece.text, &piece.tokens, shown);
                     new.finish_reason = piece.finish;
-                    choices.push(new);
-                    if let (Some(first), false) = (choices.first_mut(), answer.begun) {
-                        first.prompt_token_ids = self.prompt_token_ids.clone();
+                    made.push(Made { choice: new, token_ids: piece.token_ids });
+                    if let (Some(first), false) = (made.first_mut(), answer.begun) {
+                        first.choice.prompt_token_ids = self.prompt_token_ids.clone();
                     }
                     answer.begun = true;
-                    self.ready.extend(choices);
+                    self.ready.extend(made);
                 }
                 Err(error) => return Some(Err(error)),
             }
@@ -127,7 +159,7 @@ impl PromptAnswers {
             })
             .collect();
         while let Some(part) = self.next().await {
-            let part = part?;
+            let part = part?.choice;
             let Some(all) = all.get_mut((part.index - self.first_index) as usize) else { continue };
             all.text.push_str(&part.text);
             if let (Some(all), Some(part)) = (&mut all.logprobs, part.logprobs) {
@@ -172,6 +204,13 @@ impl LogprobWriter {
         Self { codec, offset: 0, partial: Vec::new() }
     }
 
+    /// A token that is not written, with the answer's text up to here.
+    fn pass(&mut self, token: u32, text: &str) {
+        if !self.codec.is_special(&self.codec.token_name(token)) {
+            self.advance(&self.codec.token_bytes(token), text);
+        }
+    }
+
     /// Of tokens and the text that they add to the answer.
     fn write(&mut self, tokens: &[ScoredToken], added: &str) -> CompletionLogprobs {
         let mut written = CompletionLogprobs::default();
@@ -179,9 +218,7 @@ impl LogprobWriter {
             let text = self.codec.token_text(scored.token);
             written.text_offset.push(self.offset);
             // Special tokens are left out of the text.
-            if !self.codec.is_special(&self.codec.token_name(scored.token)) {
-                self.advance(&self.codec.token_bytes(scored.token), added);
-            }
+            self.pass(scored.token, added);
             let top = scored.logprob.map(|logprob| {
                 let own = TokenLogprob { token: scored.token, logprob };
                 let entry = |top: &TokenLogprob| (self.codec.token_text(top.token), Value::from(top.logprob));
@@ -241,6 +278,8 @@ pub struct Answer {
     pub created: u64,
     /// The model's public name.
     pub model: String,
+    /// How a gateway wants it told.
+    pub telling: Telling,
 }
 
 impl Answer {
@@ -281,18 +320,27 @@ impl Answer {
         let mut parts = select_all(streams);
         let first = parts.next().await.transpose();
         let mut next = first.inspect_err(|error| self.span.failed(error))?.map(Ok);
-        Ok(sse_response(stream! {
+        let telling = self.telling.clone();
+        let mut notes = telling.notes(&self.id, self.created, sum(&counts).prompt_tokens);
+        Ok(telling.mark(sse_response(stream! {
             let _guard = guard;
             while let Some(part) = next {
                 match part {
-                    Ok(Part { number, choice, so_far }) => {
+                    Ok(Part { number, made, so_far }) => {
                         if let Some(counts) = counts.get_mut(number) {
                             *counts = so_far;
                         }
                         let usage = include_usage.then(|| continuous_usage.then(|| sum(&counts)));
-                        if let Some(choice) = choice {
+                        if let Some(made) = made {
+                            let shows = made.shows_something();
+                            let Made { choice, token_ids } = made;
                             choice.finish_reason.into_iter().for_each(|reason| self.span.finished(reason));
-                            yield Ok(sse_event(&self.completion(vec![choice], usage)));
+                            notes.tokens(choice.index, &token_ids, choice.finish_reason.is_some());
+                            if shows {
+                                yield Ok(notes.before(sse_event(&self.completion(vec![choice], usage))));
+                            } else if let Some(alone) = notes.alone() {
+                                yield Ok(alone);
+                            }
                         }
                     }
                     Err(error) => {
@@ -308,7 +356,7 @@ impl Answer {
                 yield Ok(sse_event(&self.completion(Vec::new(), Some(Some(sum(&counts))))));
             }
             yield Ok(sse_done());
-        }))
+        })))
     }
 
     fn done(&mut self, counts: &[Counts]) {
@@ -339,17 +387,17 @@ struct Part {
     /// Number of the prompt.
     number: usize,
     /// Absent at the prompt's end.
-    choice: Option<CompletionChoice>,
+    made: Option<Made>,
     so_far: Counts,
 }
 
 fn parts(number: usize, mut prompt: PromptAnswers) -> impl Stream<Item = Result<Part, ApiError>> + Send {
     stream! {
-        while let Some(choice) = prompt.next().await {
+        while let Some(made) = prompt.next().await {
             let so_far = prompt.usage();
-            yield choice.map(|choice| Part { number, choice: Some(choice), so_far });
+            yield made.map(|made| Part { number, made: Some(made), so_far });
         }
         // Tokens that made no piece of their own count, too.
-        yield Ok(Part { number, choice: None, so_far: prompt.usage() });
+        yield Ok(Part { number, made: None, so_far: prompt.usage() });
     }
 }

@@ -14,6 +14,7 @@ use crate::constraint::Wanted;
 use crate::detokenize::stable;
 use crate::generation::{Generation, MOST_REPORTED, TextRequest, Timing};
 use crate::http::completion_answer::{Answer, Echo, PromptAnswers};
+use crate::http::continuation::Telling;
 use crate::http::errors::HttpError;
 use crate::http::request_id::StreamedRequest;
 use crate::http::{answer_id, public_model, timing};
@@ -30,6 +31,7 @@ pub async fn completions(
     body: Body,
 ) -> Result<Response, HttpError> {
     let timing = timing(&headers)?;
+    let telling = Telling::of(&headers)?;
     let body = app.bodies.read(body).await?;
     let (model, guard) = app.admit()?;
     let bytes = body.len();
@@ -45,7 +47,9 @@ pub async fn completions(
             Ok((request, prompts))
         }
     };
-    let (request, prompts) = app.read_request(bytes, timing.deadline, read).await?;
+    let (mut request, prompts) = app.read_request(bytes, timing.deadline, read).await?;
+    let shows_ids = request.options.return_token_ids;
+    request.options.return_token_ids |= telling.notes && request.options.stream;
     let constraint = match &request.options.form {
         Some(form) => Some(Wanted::form(form).compile(&model, timing.deadline).await?),
         None => None,
@@ -60,13 +64,13 @@ pub async fn completions(
     let mut span = app.traces.begin("text_completion", &facts);
     let start = |(index, prompt)| {
         let constraint = constraint.as_ref().map(|constraint| constraint.fork());
-        start(&model, &app, &request, index, prompt, constraint, timing)
+        start(&model, &app, &request, shows_ids, index, prompt, constraint, timing)
     };
     let prompts = (0..).zip(prompts).map(start).collect::<Result<Vec<_>, ApiError>>();
     let prompts = prompts.inspect_err(|error| span.failed(error))?;
     let named = StreamedRequest::new(&headers, "/v1/completions", timing.arrived);
-    let answer =
-        Answer { span, request: named, id: answer_id("cmpl"), created: unix_seconds(), model: public };
+    let (id, created) = telling.name(|| answer_id("cmpl"), unix_seconds);
+    let answer = Answer { span, request: named, id, created, model: public, telling };
     if request.options.stream {
         Ok(answer.stream(prompts, &request.options, guard).await?)
     } else {
@@ -113,17 +117,19 @@ fn read_prompts(model: &Model, request: &CompletionRequest) -> Result<Vec<ReadPr
     request.prompts.iter().map(read).collect()
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is what one prompt differs or agrees in with the others")]
 fn start(
     model: &Model,
     app: &App,
     request: &CompletionRequest,
+    shows_ids: bool,
     index: u32,
     prompt: ReadPrompt,
     constraint: Option<Box<dyn Constraint>>,
     timing: Timing,
 ) -> Result<PromptAnswers, ApiError> {
     let ReadPrompt { tokens, echo } = prompt;
-    let prompt_token_ids = request.options.return_token_ids.then(|| tokens.clone());
+    let prompt_token_ids = shows_ids.then(|| tokens.clone());
     let generation = Generation::start(
         model,
         &app.metrics,
@@ -144,5 +150,6 @@ fn start(
     )?;
     let n = request.options.n.max(1);
     let codec = request.logprobs.map(|_| Arc::clone(&model.codec));
-    Ok(PromptAnswers::new(index * n, n, generation, echo, codec, prompt_token_ids))
+    let resumed = &request.options.resume_token_ids;
+    Ok(PromptAnswers::new(index * n, n, generation, echo, codec, prompt_token_ids).after(resumed))
 }

@@ -6,6 +6,7 @@ mod chat_answer;
 mod completion_answer;
 mod completions;
 mod content_encoding;
+mod continuation;
 mod embeddings;
 mod error_counts;
 mod errors;
@@ -70,6 +71,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(errors::not_found)
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(from_fn(content_encoding::refuse))
+        .layer(from_fn_with_state(Arc::clone(&app), continuation::check_revision))
         .layer(map_response(move |mut response: Response| {
             if let Some(revision) = &revision {
                 response.headers_mut().insert(REVISION, revision.clone());

@@ -1,0 +1,11 @@
+//! Servers of others that speak OpenAI's API (`spec.backends[].provider`).
+//!
+//! What goes to them is the request without what only our pods know and without whose it is ([`body`]), under the gateway's own
+//! key ([`target`]); what comes back has the route's name for the model ([`rename`]) and errors in our words ([`errors`]).
+//! Keys are in no log and no error. Credentials are read by `sources`; `snapshot` builds targets, `forward` uses them.
+
+pub mod body;
+pub mod credentials;
+pub mod errors;
+pub mod rename;
+pub mod target;
