@@ -1,5 +1,7 @@
 //! `fairlead-rag evaluate` as a process, by its documented command line, against a server that answers as it is told.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod server;
 
 use std::path::Path;
