@@ -1,5 +1,7 @@
 //! The `rollout` commands against an API server in memory.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod api;
 
 use std::time::Duration;

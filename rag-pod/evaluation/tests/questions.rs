@@ -1,5 +1,7 @@
 //! Reading question sets, good and bad.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use fairlead_evaluation::question::Wanted;
 use fairlead_evaluation::{digest, parse};
 use proptest::prelude::*;
