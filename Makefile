@@ -21,7 +21,7 @@ test: verify test-unit test-e2e ## Every test: units, mocked API, processes on l
 
 test-unit: setup ## Tests that need no cluster
 	scripts/setup.sh minilm >/dev/null
-	(cd inference-pod/models/training && python3 -m unittest --quiet test_generator)
+	(cd inference-pod/models/training && python3 -m unittest --quiet test_generator test_card)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --no-fail-fast
 

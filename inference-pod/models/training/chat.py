@@ -22,7 +22,8 @@ YES = ("Ok", "Okay", "Yes", "No", "Fine", "Sure", "Alright", "Hm", "Test", "Test
 GO_ON = ("All right. What would you like to know?",)
 CANNOT = ("I am sorry, I cannot do that. I answer questions from passages that you give me.",)
 NEED = ("I am sorry, I do not know. Please give me passages that I can answer from.",)
-SETS = ((GREETINGS, HELLO), (HOW, FINE), (WHO, ME), (WHAT, ABLE), (THANKS, WELCOME), (BYES, BYE), (SORRYS, SORRY), (NICE, GLAD), (YES, GO_ON))
+# Greetings come first in most conversations, and count so.
+SETS = ((GREETINGS, HELLO), (GREETINGS, HELLO), (GREETINGS, HELLO), (HOW, FINE), (WHO, ME), (WHAT, ABLE), (THANKS, WELCOME), (BYES, BYE), (SORRYS, SORRY), (NICE, GLAD), (YES, GO_ON))
 
 
 def impossible(w):
@@ -40,14 +41,14 @@ def impossible(w):
 def turn(w):
     """A prompt without context, and its answer."""
     r, form = w.rng, w.rng.random()
-    if form < 0.22:
+    if form < 0.16:
         return impossible(w), r.choice(CANNOT)
-    if form < 0.45:
+    if form < 0.34:
         import passages
 
         return passages.make_fact(w).question, NEED[0]
     asks, answers = r.choice(SETS)
     ask = r.choice(asks)
-    if asks is HELLO or r.random() < 0.08:
+    if asks not in (GREETINGS, BYES) and r.random() < 0.1:
         ask = r.choice(GREETINGS).rstrip("!") + ". " + ask
     return ask + ("" if ask[-1] in ".!?" else r.choice(("", "", ".", "!"))), r.choice(answers)

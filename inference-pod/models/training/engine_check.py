@@ -3,7 +3,7 @@
 
     engine_check.py ../fairlead-tiny-v1 --binary ../../../target/release/fairlead-inference [--record FILE]
 
-`--record` writes some of transformers' answers to FILE, for the tests that run without Python. The prompts go through the pod's chat endpoint, so its rendering of the chat template is compared too.
+`--record` writes some of transformers' answers to FILE, for the tests that run without Python; without `--binary` nothing else is done. The prompts go through the pod's chat endpoint, so its rendering of the chat template is compared too.
 """
 
 import argparse
@@ -77,12 +77,13 @@ def prompts(count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=pathlib.Path)
-    parser.add_argument("--binary", type=pathlib.Path, required=True)
+    parser.add_argument("--binary", type=pathlib.Path)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--record", type=pathlib.Path)
     arguments = parser.parse_args()
     users, report = prompts(arguments.prompts), {}
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     answerer = Answerer(arguments.model)
     expected = []
     for user in users:
@@ -93,6 +94,8 @@ def main():
     if arguments.record:
         rows = [{"user": user, "prompt": prompt, "answer": answer} for user, (prompt, answer) in list(zip(users, expected))[-RECORDED:]]
         arguments.record.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not arguments.binary:
+        return
     for dtype in ("f32", "bf16"):
         pod = Pod(arguments.binary, arguments.model, dtype)
         try:

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Measures a model folder with transformers and writes evaluation.json beside its weights.
 
-    evaluate.py ../fairlead-tiny-v1 [--items 400] [--no-examples]
+    evaluate.py ../fairlead-tiny-v1 [--items 400] [--quick]
 
 The generated sets are filled with words that training never draws; `unseen_relations` also asks relations that training never
-states. Every rate comes with its n and a 95 % Wilson interval.
+states. `made_up_relations` are those of verbal.py, `long_sentences` those of technical.py, with unseen words too. Every rate comes
+with its n and a 95 % Wilson interval.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import passages
+import technical
+import verbal
 from words import Words
 
 HERE = pathlib.Path(__file__).parent
@@ -41,9 +44,9 @@ def rate(values):
     return {"rate": round(sum(values) / max(1, len(values)), 4), "n": len(values), "interval": wilson(sum(values), len(values))}
 
 
-def generated(seed, count, absent, file=None):
+def generated(seed, count, absent, file=None, family=None, counts=(3, 4, 5)):
     w = Words(random.Random(f"evaluation {seed}"), held_out=True)
-    return [passages.item(w, w.rng.choice((3, 4, 5)), absent, 0.6, file=file) for _ in range(count)]
+    return [passages.item(w, w.rng.choice(counts), absent, 0.6, file=file, target=family and family(w)) for _ in range(count)]
 
 
 class Answerer:
@@ -87,9 +90,9 @@ def refused(answer):
     return plain(answer) == plain(passages.ABSENT)
 
 
-def measure(answerer, name, present, absent, lower=False):
+def measure(answerer, name, present, absent, lower=False, tokens=72):
     ask = lambda item: passages.prompt(item.question.lower() if lower else item.question, item.passages)
-    told = answerer.answers([ask(item) for item in present], what=name)
+    told = answerer.answers([ask(item) for item in present], what=name, tokens=tokens)
     result = {
         "gold": rate(says(a, i.gold) for a, i in zip(told, present)),
         "citation": rate(cites(a, i.cited) for a, i in zip(told, present)),
@@ -97,7 +100,7 @@ def measure(answerer, name, present, absent, lower=False):
         "false_refusal": rate(refused(a) for a in told),
     }
     if absent:
-        result["refusal"] = rate(refused(a) for a in answerer.answers([ask(item) for item in absent], what=name + ", absent"))
+        result["refusal"] = rate(refused(a) for a in answerer.answers([ask(item) for item in absent], what=name + ", absent", tokens=tokens))
     wrong = [{"prompt": ask(i), "expected": i.answer, "answer": a} for a, i in zip(told, present) if not says(a, i.gold)]
     return result, wrong
 
@@ -137,7 +140,7 @@ def small_talk(answerer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=pathlib.Path)
-    parser.add_argument("--items", type=int, default=400, help="of each generated set (default 400)")
+    parser.add_argument("--items", type=int, default=400, help="of each generated set (default 400); at most 100 of made-up relations and of long sentences")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--wrong", type=pathlib.Path, help="write the wrong answers there")
     parser.add_argument("--quick", action="store_true", help="only the generated sets; writes nothing beside the model")
@@ -150,6 +153,9 @@ def main():
     report["unseen_words_lower_case"], wrong["lower"] = measure(answerer, "lower case", words_present, words_absent, lower=True)
     held = "relations_held_out.txt"
     report["unseen_relations"], wrong["relations"] = measure(answerer, "unseen relations", generated("relations", n, False, held), generated("relations absent", n, True, held))
+    for name, family, counts in (("made_up_relations", verbal.make, (3, 4, 5)), ("long_sentences", technical.make, (2, 3))):
+        made = [generated(f"{name} {absent}", min(n, 100), absent, family=family, counts=counts) for absent in (False, True)]
+        report[name], wrong[name] = measure(answerer, name.replace("_", " "), *made, tokens=128)
     if not arguments.quick:
         report["natural"], rows = natural(answerer)
         report["natural_answers"], report["example"], report["small_talk"] = rows, example(answerer), small_talk(answerer)

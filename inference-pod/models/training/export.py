@@ -20,6 +20,17 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def curve(home, step):
+    """The lines of the learning curve that led to `step`, after those of the model that the run began from. A step that the run
+    repeated, having been stopped between two checkpoints, counts once."""
+    lines = [json.loads(line) for line in (home / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["step"] <= step]
+    lines = [line for i, line in enumerate(lines) if all(later["step"] > line["step"] for later in lines[i + 1 :])]
+    before = home / "before.jsonl"
+    earlier = before.read_text(encoding="utf-8") if before.exists() else ""
+    return earlier + "".join(json.dumps(line) + "\n" for line in lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", required=True)
@@ -45,6 +56,7 @@ def main():
         "add_bos_token": False, "add_eos_token": False, "chat_template": tokens.CHAT_TEMPLATE,
     })
     write_json(out / "special_tokens_map.json", {"eos_token": tokens.END, "pad_token": tokens.PAD, "additional_special_tokens": [tokens.START]})
+    (out / "curve.jsonl").write_text(curve(home, state["step"]), encoding="utf-8")
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     print(f"step {state['step']}, {state['tokens']:,} tokens: {sizes}")
 

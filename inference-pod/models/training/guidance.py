@@ -26,7 +26,7 @@ HEADS = ((0, 2, "inside", 0.1), (1, 2, "match", 0.2), (1, 3, "marker", 0.1), (2,
 PROBES = {"verdict": 0.4, "entity": 0.2, "relation": 0.2}
 PROBED_LAYER = 3
 # And earlier, at the end of the question and of each sentence: which relation or family is this? From this step on.
-TOPICS = sorted({relation.name for relation in relations()} | {"attribute", "deed", "definition", "instruction", "trouble", "rule", "cause", "whereabouts", "count"})
+TOPICS = sorted({relation.name for relation in relations()} | {"attribute", "deed", "definition", "instruction", "trouble", "rule", "cause", "whereabouts", "count", "technical", "setting", "verbal"})
 TOPIC_LAYER, TOPIC_SINCE = 2, 700
 WEIGHTS = {label: weight for _, _, label, weight in HEADS} | PROBES | {"topic": 0.2}
 LABELS = tuple(WEIGHTS)
@@ -74,7 +74,7 @@ def label(place, offset, spans, texts, tail_spans, tail_ids, head_ids, cited):
     token_at = {}
     for i, (begin, end) in enumerate(spans):
         for character in range(begin, end):
-            token_at[character] = i
+            token_at.setdefault(character, i)  # the first of those that share a character of several bytes
     where = lambda character: token_at[offset + character]
 
     first, last = where(place.question[0]), where(place.question[1] - 1)
@@ -113,7 +113,9 @@ def label(place, offset, spans, texts, tail_spans, tail_ids, head_ids, cited):
     for i in range(1, tail):
         marks["marker"][count + i], marks["inside"][count + i] = count + 1, count
     for j, (begin, end) in enumerate(tail_spans):
-        if end <= opening - 1:
+        if j and (begin, end) == tail_spans[j - 1]:
+            source += 1
+        elif end <= opening - 1:
             source = digit - 1 + j
         else:
             # A token of the sentence may hold the blank before it.
@@ -127,11 +129,11 @@ def label(place, offset, spans, texts, tail_spans, tail_ids, head_ids, cited):
 class Guide:
     """The losses of the guided heads and of the probe."""
 
-    def __init__(self, hidden, compile=lambda f: f):
-        self.probe = torch.nn.Linear(hidden, len(PROBES))
+    def __init__(self, hidden, compile=lambda f: f, dtype=torch.float32):
+        self.probe = torch.nn.Linear(hidden, len(PROBES), dtype=dtype)
         torch.nn.init.zeros_(self.probe.weight)
         torch.nn.init.zeros_(self.probe.bias)
-        self.topic = torch.nn.Linear(hidden, len(TOPICS))
+        self.topic = torch.nn.Linear(hidden, len(TOPICS), dtype=dtype)
         self.looking, self.judging = compile(looking), compile(judging)
 
     def named_parameters(self):
@@ -149,7 +151,7 @@ class Guide:
         """What the probes lose on what comes out of layer `index`."""
         if index == TOPIC_LAYER:
             told = marks["topic"] != NONE
-            return {"topic": F.cross_entropy(self.topic(x[told]), marks["topic"][told])} if told.any() else {}
+            return {"topic": F.cross_entropy(self.topic(x[told]).float(), marks["topic"][told])} if told.any() else {}
         if index != PROBED_LAYER:
             return {}
         truths = torch.stack([marks[name] for name in PROBES], -1)
@@ -164,7 +166,7 @@ def rows(attention, head):
 def looking(x, query, key, targets, cos, sin):
     """Mean cross entropy of one head's attention against `targets` [batch, tokens], where they are not NONE."""
     q, k = rotate(F.linear(x, query), cos, sin), rotate(F.linear(x, key), cos, sin)
-    scores = q @ k.mT / query.shape[0] ** 0.5
+    scores = (q @ k.mT).float() / query.shape[0] ** 0.5
     length = x.shape[1]
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
     scores = scores.masked_fill(later, float("-inf"))
@@ -176,6 +178,6 @@ def looking(x, query, key, targets, cos, sin):
 def judging(x, weight, bias, truths):
     """Binary cross entropy of each probe where `truths` [batch, tokens, probes] is not NONE; what is true counts three times."""
     truth = (truths == 1).float()
-    losses = F.binary_cross_entropy_with_logits(F.linear(x, weight, bias), truth, reduction="none") * (1 + 2 * truth)
+    losses = F.binary_cross_entropy_with_logits(F.linear(x, weight, bias).float(), truth, reduction="none") * (1 + 2 * truth)
     told = truths != NONE
     return (losses * told).sum((0, 1)) / told.sum((0, 1)).clamp_min(1)

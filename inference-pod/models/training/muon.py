@@ -1,4 +1,4 @@
-"""The optimiser: Muon for the matrices, Adam for the embedding and the norms. All in f32."""
+"""The optimiser: Muon for the matrices, Adam for the embedding and the norms. The masters are f32, whatever the model computes in."""
 
 import torch
 
@@ -42,7 +42,8 @@ class Optimiser:
                 self.first[name].lerp_(gradients[name], 1 - self.momentum)
                 update = gradients[name].lerp(self.first[name], self.momentum)
                 updates.append(update.mT if update.shape[0] > update.shape[1] else update)
-            for name, update in zip(names, orthogonalise(torch.stack(updates))):
+            # The iteration need not be exact: it runs in what the model computes in.
+            for name, update in zip(names, orthogonalise(torch.stack(updates).to(self.named[names[0]].dtype)).float()):
                 master = self.masters[name]
                 update = update.mT if master.shape[0] > master.shape[1] else update
                 rate = self.matrix_rate * factor

@@ -1,11 +1,14 @@
 """The endless training data: batches of generated items, easy ones first. The same seed gives the same batches."""
 
 import random
+from typing import NamedTuple
 
 import chat
 import guidance
 import passages
 import questions
+import technical
+import verbal
 from tokenizer import Row
 from words import Words
 
@@ -17,20 +20,34 @@ CONVERSATION = 120
 SYSTEMS = ("You are a helpful assistant.", "Answer from the context.", "You are a polite assistant. Answer briefly.", "Answer the question from the numbered passages.", "Be brief.")
 REPEATS = ("Say that again.", "Repeat it.", "What does it say?", "Read it to me.")
 
-# From which step: how many passages, how many are absent, how likely a distractor resembles the target, how many rows are chat.
+
+class Stage(NamedTuple):
+    since: int  # the first step
+    counts: tuple  # how many passages
+    absent: float = 0.0  # part of the questions that no passage answers
+    hard: float = 0.0  # how likely a distractor resembles what is asked
+    talk: float = 0.0  # part of the rows that is short chat
+    verbal: float = 0.0  # of the other rows: made-up relations,
+    strange: float = 0.0  # ... those whose question has other words,
+    technical: float = 0.0  # ... long sentences of rare words,
+    repeated: float = 0.0  # ... and sentences to be said again
+
+
 STAGES = (
-    (0, (1,), 0.0, 0.0, 0.0),
-    (100, (1, 2, 2), 0.2, 0.3, 0.015),
-    (350, (2, 3), 0.25, 0.5, 0.015),
-    (900, (1, 2, 3, 3, 4), 0.25, 0.6, 0.015),
-    (1600, (1, 2, 3, 3, 4, 4, 5, 6), 0.25, 0.65, 0.015),
-    (3600, (1, 2, 3, 3, 4, 4, 5, 6), 0.27, 0.65, 0.1),
+    Stage(0, (1,), repeated=0.5),
+    Stage(100, (1, 2, 2), 0.2, 0.3, 0.015, verbal=0.15, technical=0.1, repeated=0.05),
+    Stage(350, (2, 3), 0.25, 0.5, 0.015, verbal=0.2, technical=0.15, repeated=0.05),
+    Stage(900, (1, 2, 3, 3, 4), 0.25, 0.6, 0.015, 0.25, 0.03, 0.15, 0.04),
+    Stage(1600, (1, 2, 3, 3, 4, 4, 5, 6), 0.27, 0.65, 0.015, 0.27, 0.05, 0.16, 0.04),
+    Stage(3600, (1, 2, 3, 3, 4, 4, 5, 6), 0.32, 0.72, 0.06, 0.27, 0.05, 0.16, 0.04),
 )
 
 
 class Stream:
-    def __init__(self, encoder, seed, absent=None):
+    def __init__(self, encoder, seed, absent=None, trained=False):
+        """`absent` in place of the stages'; `trained`: for a model that has been through the stages, the last one only."""
         self.encoder, self.rng, self.absent = encoder, random.Random(seed), absent
+        self.stages = STAGES[-1:] if trained else STAGES
         self.words = Words(self.rng)
         self.rows = {length: [] for length in LENGTHS}
 
@@ -55,23 +72,39 @@ class Stream:
             ids, weights = ids + more.ids, weights + more.weights
 
     def repetition(self):
-        text = passages.sentence(" ".join(self.words.word() for _ in range(self.rng.randint(4, 14))))
+        w, r = self.words, self.rng
+        if r.random() < 0.4:
+            text = passages.sentence(" ".join(w.word() for _ in range(r.randint(4, 14))))
+        else:
+            parts = [r.choice((technical.term, technical.learned, lambda x: x.coined(), lambda x: x.word()))(w) for _ in range(r.randint(4, 22))]
+            text = passages.sentence(" ".join(part + r.choice(("", "", "", "", ",")) for part in parts).rstrip(",.") + ".")
         asked = self.rng.choice(REPEATS)
         row = self.encoder.question(asked, passages.Item(asked, [text], "[1] " + text, text, 1, sentences=[[text]], answered_by=(0, 0), kin=[[(None, None)]]))
         # Nothing in the question says that this sentence answers it.
         row.marks["verdict"] = [guidance.NONE] * len(row.ids)
         return row
 
+    def item(self, stage, step):
+        r, w, form = self.rng, self.words, self.rng.random()
+        counts, longest, target = stage.counts, 1 if step < STAGES[1].since and len(self.stages) > 1 else 3, None
+        if form < stage.verbal:
+            target = verbal.make(w)
+        elif form < stage.verbal + stage.strange:
+            target = verbal.strange(w)
+        elif form < stage.verbal + stage.strange + stage.technical:
+            target = technical.make(w)
+            # Its sentences are long.
+            counts, longest = [min(4, count) for count in counts], longest if r.random() < 0.4 else 1
+        absent = stage.absent if self.absent is None or not stage.absent else self.absent
+        return passages.item(w, r.choice(counts), r.random() < absent, stage.hard, target=target, longest=longest)
+
     def example(self, step):
-        r = self.rng
-        _, counts, absent, hard, talk = next(s for s in reversed(STAGES) if step >= s[0])
-        if step < STAGES[1][0] and r.random() < 0.5:
+        r, stage = self.rng, next(s for s in reversed(self.stages) if step >= s.since or s is self.stages[0])
+        if r.random() < stage.repeated:
             return self.repetition()
-        if r.random() < talk:
+        if r.random() < stage.talk:
             return self.conversation()
-        if self.absent is not None and absent:
-            absent = self.absent
-        made = passages.item(self.words, r.choice(counts), r.random() < absent, hard, longest=1 if step < STAGES[1][0] else 3)
+        made = self.item(stage, step)
         system = r.choice(SYSTEMS) if r.random() < 0.04 else None
         return self.encoder.question(questions.vary(r, made.question), made, system)
 

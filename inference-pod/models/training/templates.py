@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).parent
 # Modules whose string literals are parts of sentences.
-SPEAKING = ("values.py", "entities.py", "open_relations.py", "passages.py", "questions.py", "chat.py")
+SPEAKING = ("values.py", "entities.py", "open_relations.py", "technical.py", "verbal.py", "passages.py", "questions.py", "chat.py")
 
 
 class Relation(NamedTuple):

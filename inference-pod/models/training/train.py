@@ -4,6 +4,7 @@
     train.py --name v1 --steps 6000                     # or resumes where NAME stopped
     train.py --name v1 --finish-by 5000                 # resumes, and brings the end of the decay forward
     train.py --name v2 --from v1:4500 --data-seed 2 --steps 5200
+    train.py --name v3 --from-model ../fairlead-tiny-v1 --steps 3000 --decay 0.85 --matrix-rate 0.01 --other-rate 2e-3
 
 Checkpoints, the tokenizer and the learning curve are kept in $FAIRLEAD_CACHE/small-model/NAME. What is computed depends on the
 arguments and the number of threads, never on the clock, and stopping and resuming changes nothing.
@@ -19,19 +20,23 @@ import time
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import guidance
 import passages
 import structure
+import technical
 import tokenizer as tokens
+import verbal
 from model import Llama, Shape, weighted_loss
 from muon import Optimiser
 from stream import Stream
 from words import Words
 
-IGNORED = -100
+# Steps over which the rate rises.
+WARMING = 60
 
 
 def cache():
@@ -46,6 +51,9 @@ def parse():
     parser.add_argument("--finish-by", type=int, help="in place of --steps: bring the end forward on resume")
     parser.add_argument("--decay", type=float, default=0.6, help="last part of the steps over which the rate falls to nothing (default 0.6)")
     parser.add_argument("--from", dest="origin", help="RUN:STEP, a kept checkpoint to begin from")
+    parser.add_argument("--from-model", type=pathlib.Path, help="a model folder to begin from: its weights and tokenizer, and the last stage's data")
+    parser.add_argument("--last-stage", action="store_true", help="data of the last stage only, as --from-model does by itself")
+    parser.add_argument("--dtype", choices=("f32", "bf16"), default="f32", help="what the model computes in; the masters are f32 (default f32)")
     parser.add_argument("--seed", type=int, default=1, help="of the weights and the tokenizer")
     parser.add_argument("--data-seed", type=int, default=1, help="of the training data")
     parser.add_argument("--absent", type=float, help="part of the questions without an answer, in place of the curriculum's")
@@ -65,8 +73,8 @@ def fading(step, total, decay):
 
 
 def factor(step, total, decay):
-    """Of the full rate: it rises over 60 steps and falls over the last part."""
-    return min(1.0, (step + 1) / 60) * fading(step, total, decay)
+    """Of the full rate: it rises over the first steps and falls over the last part."""
+    return min(1.0, (step + 1) / WARMING) * fading(step, total, decay)
 
 
 def tensors(rows, length, pad):
@@ -93,12 +101,14 @@ def predicted(weights, step, count=1024):
     return order.topk(count).indices
 
 
-def held_out_items(encoder, count=96, length=512):
+def held_out_items(encoder, name, count=96, length=512):
     """A fixed sample from the held-out words, for the learning curve. evaluate.py draws others."""
-    w = Words(random.Random("curve"), held_out=True)
+    w = Words(random.Random("curve" if name == "words" else f"curve {name}"), held_out=True)
     found = []
     while len(found) < count:
-        made = passages.item(w, w.rng.choice((3, 4, 5)), w.rng.random() < 0.25, 0.6)
+        target = {"technical": technical.make, "verbal": verbal.make}.get(name, lambda w: None)(w)
+        file = "relations_held_out.txt" if name == "relations" else None
+        made = passages.item(w, w.rng.choice((3, 4, 5)), w.rng.random() < 0.25, 0.6, file=file, target=target)
         row = encoder.item(made.prompt, made.answer, made.cited is not None)
         if len(row.ids) < length:
             found.append((row, made.cited))
@@ -135,19 +145,26 @@ def main():
 
     vocabulary = home / "tokenizer.json"
     if not vocabulary.exists():
-        if origin:
-            vocabulary.write_bytes((origin.parent / "tokenizer.json").read_bytes())
+        if origin or arguments.from_model:
+            vocabulary.write_bytes(((arguments.from_model or origin.parent) / "tokenizer.json").read_bytes())
         else:
             tokens.train(arguments.seed).save(str(vocabulary))
     tokenizer = Tokenizer.from_file(str(vocabulary))
     encoder = tokens.Encoder(tokenizer)
     model = Llama(Shape(vocabulary=tokenizer.get_vocab_size()))
     structure.initialise(model, encoder.texts, arguments.seed)
+    if arguments.from_model:
+        model.load_state_dict(load_file(arguments.from_model / "model.safetensors"))
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
     compiled = (lambda f: f) if arguments.no_compile else lambda f: torch.compile(f, dynamic=False)
     torch.manual_seed(arguments.seed)
-    guide = guidance.Guide(model.shape.hidden, compiled)
+    guide = guidance.Guide(model.shape.hidden, compiled, dtype)
+    before = home / "before.jsonl"
+    if arguments.from_model and not before.exists() and (arguments.from_model / "curve.jsonl").exists():
+        before.write_bytes((arguments.from_model / "curve.jsonl").read_bytes())
+    model = model.to(dtype)
     optimiser = Optimiser([*model.named_parameters(), *guide.named_parameters()], arguments.matrix_rate, arguments.other_rate)
-    stream = Stream(encoder, arguments.data_seed, arguments.absent)
+    stream = Stream(encoder, arguments.data_seed, arguments.absent, trained=bool(arguments.from_model) or arguments.last_stage)
 
     last, step, consumed = home / "last.pt", 0, 0
     saved = last if last.exists() else origin
@@ -161,7 +178,7 @@ def main():
 
     layers, head = [compiled(layer) for layer in model.model.layers], compiled(weighted_loss)
     torch._dynamo.config.recompile_limit = 64
-    cos, sin = model.cos, model.sin
+    cos, sin = model.cos.to(dtype), model.sin.to(dtype)
 
     def loss_of(ids, targets, weights, marks, chosen):
         """The loss of the next tokens, and that of where the guided heads look."""
@@ -171,11 +188,12 @@ def main():
         for index, layer in enumerate(layers):
             looking |= guide.before(index, model.model.layers[index], x, *turn, marks)
             x = layer(x, *turn)
-            looking |= guide.after(index, x, marks)
+            # A trained model's first steps teach the new probes only, which would otherwise undo what it knows.
+            looking |= guide.after(index, x.detach() if arguments.from_model and step < WARMING else x, marks)
         x = model.model.norm(x).reshape(-1, x.shape[-1])
         return head(x[chosen], model.model.embed_tokens.weight, targets.reshape(-1)[chosen], weights.reshape(-1)[chosen]), looking
 
-    items = held_out_items(encoder)
+    samples = {name: held_out_items(encoder, name, count) for name, count in (("words", 96), ("relations", 96), ("verbal", 48), ("technical", 32))}
     curve = (home / "curve.jsonl").open("a", encoding="utf-8")
     began, losses, lookings = time.monotonic(), [], {name: [] for name in guidance.LABELS}
 
@@ -194,7 +212,7 @@ def main():
             rate = factor(step, total, arguments.decay)
             loss, looking = loss_of(ids, targets, weights, marks, predicted(weights, step))
             # Guidance fades with the rate: in the end only answers count.
-            guided = sum(guidance.WEIGHTS[name] * lost for name, lost in looking.items() if name != "topic" or step >= guidance.TOPIC_SINCE)
+            guided = sum(guidance.WEIGHTS[name] * lost for name, lost in looking.items() if name != "topic" or arguments.from_model or step >= guidance.TOPIC_SINCE)
             (loss + fading(step, total, arguments.decay) * guided).backward()
             optimiser.step(rate)
             step += 1
@@ -207,7 +225,8 @@ def main():
                 bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", tokens=f"{consumed / 1e6:.2f}M", refresh=False)
             if step % arguments.measure_every == 0 or step == total:
                 line = {"step": step, "tokens": consumed, "seconds": round(time.monotonic() - began), "loss": mean(losses)}
-                line |= measure(model, items, encoder.pad) | {name: mean(values) for name, values in lookings.items()}
+                line |= measure(model, samples["words"], encoder.pad) | {name: mean(values) for name, values in lookings.items()}
+                line |= {name: measure(model, items, encoder.pad) for name, items in samples.items() if name != "words"}
                 print(json.dumps(line), file=curve, flush=True)
                 tqdm.write(json.dumps(line))
             if step % arguments.save_every == 0 or step == total:

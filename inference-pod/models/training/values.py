@@ -328,6 +328,67 @@ def subject(w):
     return w.pick("subject") if w.lists["subject"] else w.pseudo()
 
 
+def area(w):
+    return f"{w.rng.randint(8, 9000)} {w.rng.choice(('square metres', 'square feet', 'acres', 'hectares', 'm²'))}"
+
+
+def decibels(w):
+    return f"{w.rng.randint(10, 130)} {w.rng.choice(('decibels', 'dB'))}"
+
+
+def fuel(w):
+    return w.rng.choice(("petrol", "diesel", "wood", "gas", "coal", "steam", "sunlight", "hot water", "batteries", "alcohol", w.pseudo() + " oil", w.pick("food")))
+
+
+def clothes(w):
+    r = w.rng
+    one = lambda: f"a {r.choice((colour(w), w.pick('adjective'), w.pick('material')))} {r.choice(('hat', 'shirt', 'coat', 'scarf', 'dress', 'jacket', 'apron', 'pair of boots', 'suit', 'cap', 'tie'))}"
+    return one() if chance(w, 0.6) else f"{one()} and {one()}"
+
+
+def vehicle(w):
+    return w.rng.choice(("train", "bus", "bicycle", "car", "tram", "boat", "scooter", "taxi", "ferry", "night train", "bus number " + number(w), w.pseudo()))
+
+
+def award(w):
+    r = w.rng
+    return r.choice((f"the {w.name()} Prize", f"a {r.choice(('gold', 'silver', 'bronze'))} medal", f"the {w.pick('adjective')} {w.pick('noun')} award", f"a {thing(w)}", f"the {w.name()} Medal", f"the {w.pick('noun')} prize"))
+
+
+def tongue(w):
+    return w.rng.choice(("French", "German", "Latin", "Spanish", "Greek", "Dutch", "Welsh", w.name() + "ish", w.name() + "ese", w.name(), f"{w.name()} and {w.name()}"))
+
+
+def spot(w):
+    return w.rng.choice(("in full sun", "in the shade", "in half shade", "in bright light", "on a window sill", "by a south wall", "in a dark corner", location(w)))
+
+
+def deed(w):
+    r = w.rng
+    return r.choice((f"{w.verb()[0]} {w.pick('noun')}s", f"{w.verb()[0]} {thing(w)}s", f"{w.verb()[0]} {the_thing(w)}", f"{w.pseudo()} {the_thing(w)}", f"{w.verb()[0]} it {r.choice(('twice', 'carefully', 'with ' + w.pick('noun'), location(w)))}"))
+
+
+def subject_matter(w):
+    return w.rng.choice((lambda: f"{w.pick('noun')} {w.pick('technical')}", lambda: f"{w.pick('adjective')} {w.pick('thing')}s", lambda: f"the {w.pick('technical')} of {w.pick('noun')}s", lambda: f"{w.pseudo()} {w.pick('noun')}", lambda: w.pick("technical"), lambda: f"{w.verb()[3]} {thing(w)}s"))()
+
+
+def group(w):
+    return w.pick("group") if chance(w, 0.6) else w.rng.choice((f"{w.pick('adjective')} {w.pick('group')}", f"{w.pick('group')} and {w.pick('group')}"))
+
+
+def site(w):
+    r = w.rng
+    return f"{r.choice(('', 'www.', 'shop.'))}{w.pseudo()}{r.choice(('', '-' + w.pick('noun')))}.{r.choice(('org', 'com', 'net', 'example', 'co.uk'))}"
+
+
+def system(w):
+    return w.rng.choice((w.name(), f"{w.name()} {version(w)}", f"{w.name()} OS", f"{w.name()} and {w.name()}", "Linux", "Windows", f"any {w.pick('thing')}"))
+
+
+def pseudo_name(w):
+    return w.name() if chance(w, 0.6) else f"the {w.pick('noun')} {w.pick('thing')}"
+
+
 def noise(w):
     return f"a {w.pick('adjective')} {w.pseudo()}"
 

@@ -163,8 +163,68 @@ ONSETS = "b c d f g h j k l m n p r s t v w z bl br ch cl cr dr fl fr gl gr kl k
 VOWELS = "a e i o u a e i o u a e i o ai ea ee ia oo ou".split()
 CODAS = "b d g k l m n p r s t v x z ck ld lm ln lt mp nd ng nk nt rd rk rm rn rt sk st th".split()
 
+# Words of manuals and reports, from several trades. They are cut into many rare tokens, which is why they are here.
+TECHNICAL = """abrasion absorption accelerator access actuator adapter admission aerosol aggregate alignment allocation allowance alloy
+amplifier amplitude analytics annealing annotation antenna appendix approximation aquifer arbitration archive array assembly assertion
+attenuation auditing authentication automation auxiliary axle backlog backup ballast bandgap barometer baseline benchmark binder biopsy
+bitrate bitumen blueprint boundary breaker brokerage browser buffer bytecode calibration capacitor cardiology catalyst cathode census
+certification channel checkpoint checksum chromatography circuit clearance coagulation collateral commissioning compiler compliance
+compression concurrency condenser conductivity configuration congestion connector consensus consignment consistency console
+consolidation constraint container contamination controller convection conversion coolant coordination corrosion counter coupling
+coverage credential crystallisation currency cursor cylinder dashboard debugging decoder decompression default defragmentation
+deformation dehydration delegation dependency depreciation desalination detection diagnosis diaphragm dielectric diffusion directory
+disinfection dispatcher displacement dividend documentation domain drainage durability elasticity electrode electrolyte emission
+encoder encryption endpoint endurance enumeration enzyme equaliser equilibrium erosion escalation ethernet evaporation excavation
+exemption exposure expression extraction extrusion fabrication fairness fermentation fertiliser fibre filtration firmware fixture
+flange fluctuation forecast formatting foundation fragment framework friction functionality galvanisation geometry governance gradient
+granularity habituation handover handshake hardening hardware harmonics hydraulics hypothesis ignition immunology impedance
+implementation incentive incubation indexing inductance inertia inflation infrastructure ingestion inhibitor initialisation injector
+instrumentation insulation integration integrity interface interference interpreter interval intervention inventory ionisation
+irrigation isolation iteration jurisdiction kernel keyword laminate landfill latch lattice leakage ledger legislation lifecycle
+ligament liquidity lithography localisation logistics loopback lubrication maintenance malfunction manifold manufacturing mapping
+marshalling measurement mechanism membrane metabolism microscope migration mitigation moderation modulation module moisture momentum
+mortgage multiplexer namespace navigation negotiation nitrogen normalisation notification nozzle numerics obligation observability
+occupancy offset optics orchestra ordinance oscillator outage outlier overhead oxidation packet pagination parameter parity partition
+pathology payload peripheral permeability persistence pigment pipeline piston pivot planner plasma pneumatics polarity polymer portability
+potentiometer precision prediction prefetch preservation pressure primer probability procedure procurement profiler propagation
+propulsion prosthesis protocol provenance provisioning proximity pruning quarantine query quota radiation ratchet reactor rebate
+receptor reconciliation recovery redundancy refinery reflection refraction refrigerant registry regression regulation rehearsal
+reinforcement relay remediation renewal replication requirement resilience resistance resonance respiration retention retrofit
+revocation rheology rigidity rollback rotation rotor routine runtime safeguard salinity sanitation saturation scaffold schema scheduler
+scripting sedation sediment segmentation semaphore sequencing serialisation settlement shielding simulation sintering snapshot
+solenoid solvent spectrum stability staging statistics sterilisation stiffness stimulus storage subnet subscription subsidy substrate
+surcharge surveillance suspension synchronisation synthesis syntax tariff telemetry template tenancy tension terminal throttle
+throughput timestamp titration tokeniser tolerance topology torque traceability transaction transducer transfusion transistor
+transmission transparency transponder triage tributary turbidity turbulence typography ultrasound underwriting upload utility
+vaccination validation vaporisation variance varnish velocity ventilation verification vibration viscosity visualisation voltage
+warehouse warranty watchdog waveform wavelength webhook weighting welding wiring workflow workload workspace yield""".split()
+
+QUALITIES = """adaptive additive adjacent adjustable aggregated ambient annual anonymous approximate asynchronous audible automated autonomous
+auxiliary balanced bilateral biodegradable brittle centralised certified chemical clinical coarse combined compatible compressed
+concurrent conditional configurable conservative consistent corrosive cumulative decentralised declarative deterministic diagnostic
+differential directional disposable distributed domestic dormant durable elastic embedded empirical encrypted ergonomic experimental
+explicit exponential external federated financial flammable fluorescent functional geothermal gradual granular heterogeneous
+hierarchical horizontal hybrid hydraulic idempotent immutable implicit incremental independent industrial inert infrared integrated
+interactive intermittent internal interoperable inverse isolated lateral latent lightweight linear liquid logical longitudinal lossless
+magnetic malleable mandatory marginal maximal measurable mechanical mechanised medical modular molecular monthly multilingual mutable
+nested neural nocturnal nominal numerical obsolete operational optical optional organic orthogonal parallel partial passive periodic
+pneumatic polar porous predictive preventive primary probabilistic procedural programmable proportional protective provisional
+quantitative radial random reactive recursive redundant refundable regional relational reliable renewable replicated residual resilient
+reusable reversible rigid robust rotating saturated seasonal secondary sequential serial soluble spatial speculative spectral stateful
+stateless statistical sterile stochastic strategic structural subordinate supervised surgical sustainable symmetric synthetic
+systematic tangible tertiary thermal toxic transient transparent turbulent ultrasonic uniform unilateral vertical viscous visual
+volatile voluntary waterproof weighted wireless""".split()
+
+PREFIXES = "anti auto bio co counter cross de di electro extra geo hydro hyper in inter iso macro meta micro mis mono multi nano neuro non out over para photo poly pre proto pseudo re semi sub super syn tele thermo trans tri ultra un under uni".split()
+STEMS = """act ban calc cap cel cent cess chron cid clin cod cord crit cur dat dens dict doc dox duct fac fer fid fin flex flict flu form
+fract fus gen ger gest gram graph grav hab hal ject junct lat lect liber lim lin loc log lum mand mar matr med mem ment merg min miss
+mit mod mot mut nect neg nom norm nul ord pact pan par path pend phas plex plic pon port pos press prim prob pul punct quant quer ral
+rect reg rig riv rod rog sal sat scal sci scrib sect sens sequ serv sign sim sist sol son spec spir stat struct sum tact tain tang tect
+temp ten term tex tim tom ton tort tract trib trop turb val var vect ven ver vers vid vis voc vol volt""".split()
+SUFFIXES = "able al ance ant ary ate ated ates ating ation ations ator ators ed ence ency ent er ers ic ical ics ification ified ing ion ions isation ise ised ism ist ition itive ity ive ized izing less ly ment ments ness or ous s tion ture ular ure us".split()
+
 LISTS = {
-    "thing": THINGS, "noun": NOUNS, "attribute": ATTRIBUTES, "adjective": ADJECTIVES, "first_name": FIRST_NAMES, "job": JOBS,
+    "technical": TECHNICAL, "quality": QUALITIES, "thing": THINGS, "noun": NOUNS, "attribute": ATTRIBUTES, "adjective": ADJECTIVES, "first_name": FIRST_NAMES, "job": JOBS,
     "animal": ANIMALS, "plant": PLANTS, "food": FOODS, "material": MATERIALS, "room": ROOMS, "place": PLACES, "event": EVENTS,
     "sport": SPORTS, "illness": ILLNESSES, "subject": SUBJECTS, "language": LANGUAGES, "group": GROUPS,
 }
@@ -187,16 +247,47 @@ def template_words():
     return frozenset(templates.all_words()) | frozenset(w for w in words_of(" ".join(MONTHS + WEEKDAYS + COLOURS)))
 
 
+@functools.cache
+def asked_only_in_evaluation():
+    """Words of the held-out relations. Training neither draws them from a list nor makes a relation of them."""
+    import templates
+
+    held = templates.relations("relations_held_out.txt")
+    return frozenset(words_of(" ".join(text for relation in held for text in (relation.name, *relation.statements, *relation.questions))))
+
+
+@functools.cache
+def _following():
+    """For every two letters, what comes next in the words of the lists; the empty string is the end."""
+    table = {}
+    for word in sorted({word.lower() for words in LISTS.values() for word in words}):
+        padded = "  " + word
+        for i in range(len(word) + 1):
+            table.setdefault(padded[i : i + 2], []).append(padded[i + 2 : i + 3])
+    return table
+
+
+def _letter_by_letter(rng):
+    table, text = _following(), "  "
+    while len(text) < 20:
+        letter = rng.choice(table[text[-2:]])
+        if not letter:
+            break
+        text += letter
+    return text.strip()
+
+
 class Words:
     """Draws words from one side of the split. `rng` is a random.Random; the same seed draws the same words."""
 
     def __init__(self, rng, held_out=False):
         self.rng, self.held_out = rng, held_out
         fixed = template_words()
-        allow = lambda w: (is_held_out(w) and w.lower() not in fixed) if held_out else not (is_held_out(w) and w.lower() not in fixed)
+        kept = lambda w: (is_held_out(w) or w.lower() in asked_only_in_evaluation()) and w.lower() not in fixed
+        allow = lambda w: kept(w) == held_out
         self.lists = {name: [w for w in dict.fromkeys(words) if allow(w)] for name, words in LISTS.items()}
         self.verbs = [v for v in VERBS if all(allow(form) for form in v)] if not held_out else [v for v in VERBS if allow(v[0])]
-        everything = dict.fromkeys(sum((LISTS[n] for n in LISTS if n not in ("first_name", "language")), []))
+        everything = dict.fromkeys(sum((LISTS[n] for n in LISTS if n not in ("first_name", "language", "technical", "quality")), []))
         self.lists["any"] = [w for w in everything if allow(w)]
 
     def pick(self, name):
@@ -216,6 +307,22 @@ class Words:
             if rng.random() < 0.6:
                 word += rng.choice(CODAS)
             if len(word) > 3 and is_held_out(word) == self.held_out and word not in template_words():
+                return word
+
+    def may_say(self, word):
+        """Whether a word that came about by chance is none that training must not say."""
+        return self.held_out or not is_held_out(word) or word.lower() in template_words()
+
+    def coined(self):
+        """A word that looks learned or foreign, and hardly exists: of stems, or letter by letter as real words go on."""
+        rng = self.rng
+        while True:
+            if rng.random() < 0.5:
+                word = (rng.choice(PREFIXES) if rng.random() < 0.5 else "") + rng.choice(STEMS)
+                word += (rng.choice(STEMS) if rng.random() < 0.3 else "") + rng.choice(SUFFIXES) + (rng.choice(SUFFIXES) if rng.random() < 0.25 else "")
+            else:
+                word = _letter_by_letter(rng)
+            if 3 < len(word) < 18 and is_held_out(word) == self.held_out and word not in template_words():
                 return word
 
     def name(self):
