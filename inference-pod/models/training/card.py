@@ -56,7 +56,7 @@ of the end-to-end example's documents, whose sentences themselves were not train
 ## Results
 
 Greedy, f32, by `../training/evaluate.py`, which explains the sets; 95 % Wilson intervals. Held-out words and relations never
-occur in training. The natural passages were written by hand when an earlier version was being trained, and nothing was tuned to
+occur in training. The natural passages were written by hand when an earlier version was being trained; no training text was made for
 them.{caveat}
 
 """
