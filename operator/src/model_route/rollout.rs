@@ -17,7 +17,13 @@ pub fn advance(
     seen: &Observation,
     now: Timestamp,
 ) -> (Option<RolloutStatus>, Option<Duration>) {
-    let state = before.rollout.as_ref().map(|rollout| &rollout.state);
+    let mut state = before.rollout.as_ref().map(|rollout| rollout.state.clone());
+    // A backend that was promoted and is no more in the spec stands no more: the spec's weights are in force.
+    if let Some(state) = &mut state {
+        let is_there = |name: &str| object.spec.backends.iter().any(|backend| backend.name == name);
+        state.promoted = state.promoted.take().filter(|promoted| is_there(&promoted.backend));
+    }
+    let state = state.as_ref();
     if plan.is_none() && state.is_none() {
         return (None, None);
     }

@@ -334,6 +334,24 @@ async fn a_promotion_that_git_takes_over_moves_nothing() {
     assert_eq!(rollout(&step(&mut cluster, "models", "chat").await), ("Idle", 0, "b=100"));
 }
 
+#[tokio::test]
+async fn a_promoted_backend_that_is_removed_is_not_what_the_next_canary_is_compared_with() {
+    let mut cluster = cluster_with_canary("[{weight: 20, hold: 1h}]");
+    step(&mut cluster, "models", "chat").await;
+    ask(&cluster, "1", "Promote");
+    step(&mut cluster, "models", "chat").await;
+    let path = path("models", "chat");
+    let mut object = cluster.get(&path).unwrap();
+    object["spec"] = json!({
+        "backends": [{"name": "a", "modelDeployment": "one", "weight": 100}, {"name": "c", "modelDeployment": "two"}],
+        "canary": {"backend": "c", "steps": [{"weight": 20, "hold": "1h"}]},
+    });
+    cluster.put(&path, object);
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(rollout(&status), ("Progressing", 20, "a=80 c=20"));
+    assert_eq!(status["rollout"]["stable"], "a", "{status}");
+}
+
 fn secret(cluster: &Cluster, name: &str, keys: &Value) {
     let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "models"}, "data": keys});
     cluster.put(&format!("/api/v1/namespaces/models/secrets/{name}"), object);
