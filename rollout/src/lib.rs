@@ -12,6 +12,7 @@ pub mod machine;
 pub mod plan;
 pub mod quantile;
 pub mod report;
+pub mod sample;
 
 pub use bernoulli::{Tally, difference, proportion};
 pub use counts::Counts;
@@ -21,6 +22,7 @@ pub use histogram::Histogram;
 pub use machine::{Decision, Observation, Phase, Reason, Request, State, decide, due};
 pub use plan::{OnUndecided, Plan, Step, window};
 pub use quantile::{quantile, quantile_ratio};
+pub use sample::{sampled_difference, sampled_proportion};
 
 /// Where a measured value lies with all but a stated probability, whenever one looks.
 #[derive(Clone, Copy, Debug, PartialEq)]

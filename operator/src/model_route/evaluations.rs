@@ -1,10 +1,12 @@
 //! Gates of Evaluations: what is known of the canary at its revision, by itself or against stable at its own. Pure.
 //!
-//! Shares are judged by the same intervals as error rates. Other scores are means over the questions, with an interval from their
+//! An Evaluation's questions are a sample of a size that was fixed before, so its shares have the intervals of such samples. Other scores are means over the questions, with an interval from their
 //! spread: the square root of 2 ln(2/alpha) standard errors to either side, a bound of the normal quantile that is rather too wide.
 
 use fairlead_crds::evaluation::{Evaluation, Measured, Score, Standing};
-use fairlead_rollout::{Bound, External, Gate, Interval, Tally, Verdict, difference, proportion};
+use fairlead_rollout::{
+    Bound, External, Gate, Interval, Tally, Verdict, sampled_difference, sampled_proportion,
+};
 
 /// A backend and what it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,19 +83,19 @@ fn unknown(note: String) -> External {
 
 fn alone(measured: &Measured, score: Score, alpha: f64) -> Interval {
     match bad(measured, score) {
-        Some(tally) => better(proportion(tally, alpha), 1.0, score),
+        Some(tally) => better(sampled_proportion(tally, alpha), 1.0, score),
         None => around(measured.mean, spread(measured), alpha),
     }
 }
 
 fn against(mine: &Measured, theirs: &Measured, score: Score, alpha: f64) -> Interval {
     match (bad(mine, score), bad(theirs, score)) {
-        (Some(mine), Some(theirs)) => better(difference(mine, theirs, alpha), 0.0, score),
+        (Some(mine), Some(theirs)) => better(sampled_difference(mine, theirs, alpha), 0.0, score),
         _ => around(mine.mean - theirs.mean, spread(mine) + spread(theirs), alpha),
     }
 }
 
-/// The questions that went badly, of all: the intervals are made for small shares.
+/// The questions that went badly, of all.
 fn bad(measured: &Measured, score: Score) -> Option<Tally> {
     let hits = measured.hits?;
     let of = measured.n;
