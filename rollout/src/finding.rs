@@ -87,9 +87,10 @@ pub fn words(judgement: &Judgement) -> String {
     if let Some(note) = note {
         return format!("{name}: {note}");
     }
+    let things = if gate.metric == Metric::Evaluation { "questions" } else { "requests" };
     let counted = match stable {
-        Some(stable) => format!("{canary} requests, stable {stable}"),
-        None => format!("{canary} requests"),
+        Some(stable) => format!("{canary} {things}, stable {stable}"),
+        None => format!("{canary} {things}"),
     };
     if *verdict == Verdict::TooFewRequests {
         let streamed = matches!(gate.metric, Metric::TimeToFirstToken | Metric::InterTokenLatency);
