@@ -106,3 +106,18 @@ def initialise(model, tokens, seed=1):
     same = torch.zeros(head, hidden)
     same[slow, token] = 1.2 * orthogonal(len(slow), size, generator)
     second.q_proj.weight[rows], second.k_proj.weight[rows] = same, same
+
+
+@torch.no_grad()
+def adopt(model, trained, pieces):
+    """The weights `trained` of a model with fewer tokens. A new token begins as `initialise` made it, moved as far as training
+    moved the `pieces` (their ids, for each new token) that it was written with before."""
+    vectors = model.model.embed_tokens.weight
+    name = "model.embed_tokens.weight"
+    known = trained[name].shape[0]
+    moved = trained[name].float() - vectors[:known]
+    begun = vectors.clone()
+    begun[:known] = trained[name]
+    for token, of in enumerate(pieces, known):
+        begun[token] += moved[of].mean(0)
+    model.load_state_dict(trained | {name: begun})

@@ -1,5 +1,7 @@
 """The byte-level BPE tokenizer, the chat template, and an item as weighted tokens."""
 
+import collections
+import json
 import os
 import random
 from typing import NamedTuple
@@ -12,6 +14,8 @@ import chat
 import guidance
 import passages
 import questions
+import technical
+import verbal
 from words import Words
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -29,7 +33,9 @@ CHAT_TEMPLATE = (
 def sample_text(seed, items):
     w = Words(random.Random(seed))
     for _ in range(items):
-        made = passages.item(w, w.rng.randint(1, 3), False, 0.3)
+        form = w.rng.random()
+        target = verbal.make(w) if form < 0.15 else technical.make(w) if form < 0.4 else None
+        made = passages.item(w, w.rng.randint(1, 3), False, 0.3, target=target)
         yield made.prompt
         yield questions.vary(w.rng, made.question)
         if w.rng.random() < 0.2:
@@ -46,6 +52,51 @@ def train(seed=1, items=30000):
     )
     tokenizer.train_from_iterator(sample_text(seed, items), trainer)
     return tokenizer
+
+
+def extend(tokenizer, more, seed=1, items=30000):
+    """`tokenizer` with `more` tokens, the merges that shorten today's texts most; every token that it had keeps its id.
+
+    For a trained model whose texts have changed. A merge that occurs less often than once in 300 items is not made, as its token
+    would hardly be trained.
+    """
+    counts = collections.Counter()
+    for text in sample_text(seed, items):
+        counts.update(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    words = [([token.value for token in tokenizer.model.tokenize(piece)], count) for piece, count in counts.items()]
+    pairs, holders = collections.Counter(), collections.defaultdict(set)
+
+    def account(index, sign):
+        symbols, count = words[index]
+        for pair in zip(symbols, symbols[1:]):
+            pairs[pair] += sign * count
+            holders[pair].add(index)
+
+    for index in range(len(words)):
+        account(index, 1)
+    state = json.loads(tokenizer.to_str())
+    vocabulary, merges = state["model"]["vocab"], state["model"]["merges"]
+    while more and pairs:
+        # Of equals the first in the alphabet, so that the result does not depend on the order of a set.
+        pair, count = min(pairs.items(), key=lambda found: (-found[1], found[0]))
+        if count < items // 300:
+            break
+        whole = "".join(pair)
+        if whole not in vocabulary:
+            vocabulary[whole] = len(vocabulary)
+            more -= 1
+        merges.append(list(pair))
+        for index in holders.pop(pair):
+            account(index, -1)
+            symbols, merged, at = words[index][0], [], 0
+            while at < len(symbols):
+                both = tuple(symbols[at : at + 2]) == pair
+                merged.append(whole if both else symbols[at])
+                at += 2 if both else 1
+            words[index] = (merged, words[index][1])
+            account(index, 1)
+        del pairs[pair]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def render(messages, generate=False):

@@ -52,6 +52,7 @@ def parse():
     parser.add_argument("--decay", type=float, default=0.6, help="last part of the steps over which the rate falls to nothing (default 0.6)")
     parser.add_argument("--from", dest="origin", help="RUN:STEP, a kept checkpoint to begin from")
     parser.add_argument("--from-model", type=pathlib.Path, help="a model folder to begin from: its weights and tokenizer, and the last stage's data")
+    parser.add_argument("--more-tokens", type=int, default=0, help="with --from-model: how many tokens to add to its tokenizer")
     parser.add_argument("--last-stage", action="store_true", help="data of the last stage only, as --from-model does by itself")
     parser.add_argument("--dtype", choices=("f32", "bf16"), default="f32", help="what the model computes in; the masters are f32 (default f32)")
     parser.add_argument("--seed", type=int, default=1, help="of the weights and the tokenizer")
@@ -65,7 +66,10 @@ def parse():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=pathlib.Path, default=cache())
     parser.add_argument("--no-compile", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.more_tokens and not arguments.from_model:
+        parser.error("--more-tokens goes with --from-model: a model from nothing gets a tokenizer of its own")
+    return arguments
 
 
 def fading(step, total, decay):
@@ -146,7 +150,10 @@ def main():
     vocabulary = home / "tokenizer.json"
     if not vocabulary.exists():
         if origin or arguments.from_model:
-            vocabulary.write_bytes(((arguments.from_model or origin.parent) / "tokenizer.json").read_bytes())
+            inherited = (arguments.from_model or origin.parent) / "tokenizer.json"
+            vocabulary.write_bytes(inherited.read_bytes())
+            if arguments.more_tokens:
+                tokens.extend(Tokenizer.from_file(str(inherited)), arguments.more_tokens, arguments.seed).save(str(vocabulary))
         else:
             tokens.train(arguments.seed).save(str(vocabulary))
     tokenizer = Tokenizer.from_file(str(vocabulary))
@@ -154,7 +161,9 @@ def main():
     model = Llama(Shape(vocabulary=tokenizer.get_vocab_size()))
     structure.initialise(model, encoder.texts, arguments.seed)
     if arguments.from_model:
-        model.load_state_dict(load_file(arguments.from_model / "model.safetensors"))
+        old = Tokenizer.from_file(str(arguments.from_model / "tokenizer.json"))
+        pieces = [old.encode(text, add_special_tokens=False).ids for text in encoder.texts[old.get_vocab_size() :]]
+        structure.adopt(model, load_file(arguments.from_model / "model.safetensors"), pieces)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
     compiled = (lambda f: f) if arguments.no_compile else lambda f: torch.compile(f, dynamic=False)
     torch.manual_seed(arguments.seed)

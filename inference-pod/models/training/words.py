@@ -230,6 +230,10 @@ LISTS = {
 }
 
 
+# Lists that may be exchanged for made-up words: those whose words stand for things and qualities, not for a closed class.
+INVENTED = frozenset(("technical", "quality", "thing", "noun", "attribute", "adjective", "job", "animal", "plant", "food", "material", "event"))
+
+
 def words_of(text):
     return re.findall(r"[a-z]+", text.lower())
 
@@ -278,10 +282,14 @@ def _letter_by_letter(rng):
 
 
 class Words:
-    """Draws words from one side of the split. `rng` is a random.Random; the same seed draws the same words."""
+    """Draws words from one side of the split. `rng` is a random.Random; the same seed draws the same words.
 
-    def __init__(self, rng, held_out=False):
-        self.rng, self.held_out = rng, held_out
+    `invented` is the part of the verbs, and half that of the other words, that are made up instead of drawn from the lists: whoever
+    has only read known verbs cannot tell one unknown verb from another.
+    """
+
+    def __init__(self, rng, held_out=False, invented=0.0):
+        self.rng, self.held_out, self.invented = rng, held_out, invented
         fixed = template_words()
         kept = lambda w: (is_held_out(w) or w.lower() in asked_only_in_evaluation()) and w.lower() not in fixed
         allow = lambda w: kept(w) == held_out
@@ -291,10 +299,19 @@ class Words:
         self.lists["any"] = [w for w in everything if allow(w)]
 
     def pick(self, name):
+        if self.invented and name in INVENTED and self.rng.random() < self.invented / 2:
+            return self.pseudo() if self.rng.random() < 0.5 else self.coined()
         # A short list may have nothing on one side of the split.
         return self.rng.choice(self.lists[name]) if self.lists[name] else self.pseudo()
 
     def verb(self):
+        """Base, past, third person, -ing."""
+        if self.invented and self.rng.random() < self.invented:
+            base = self.pseudo() if self.rng.random() < 0.5 else self.coined()
+            stem = base.rstrip("aeious") or base
+            forms = stem + self.rng.choice(("", "e")), stem + "ed", stem + "s", stem + "ing"
+            if all(map(self.may_say, forms)):
+                return forms
         return self.rng.choice(self.verbs)
 
     def pseudo(self, syllables=None):
