@@ -11,11 +11,11 @@ import pathlib
 TARGETS = {
     ("unseen_words", "gold"): (">=", 0.85), ("unseen_words", "citation"): (">=", 0.93), ("unseen_words", "refusal"): (">=", 0.88),
     ("unseen_words", "false_refusal"): ("<=", 0.03), ("unseen_relations", "gold"): (">=", 0.72), ("unseen_relations", "citation"): (">=", 0.88),
-    ("natural", "text"): (">=", 0.75),
+    ("natural", "text"): (">=", 0.75), ("natural_later", "text"): (">=", 0.75),
 }
 NAMES = {
     "unseen_words": "unseen words", "unseen_words_lower_case": "the same, question in lower case", "unseen_relations": "unseen words and relations",
-    "made_up_relations": "made-up relations", "long_sentences": "long sentences of rare words", "natural": "natural passages", "gold": "answer contains the gold phrase", "citation": "cites the right passage",
+    "made_up_relations": "made-up relations", "long_sentences": "long sentences of rare words", "natural": "natural passages", "natural_later": "natural passages, later ones", "gold": "answer contains the gold phrase", "citation": "cites the right passage",
     "exact": "whole answer as expected", "refusal": "refuses when absent", "false_refusal": "refuses wrongly", "text": "answer contains the gold phrase",
     "text_or_refusal": "text or refusal right, all questions",
 }

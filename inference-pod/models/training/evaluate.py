@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures a model folder with transformers and writes evaluation.json beside its weights.
 
-    evaluate.py ../fairlead-tiny-v1 [--items 400] [--quick]
+    evaluate.py ../fairlead-tiny-v1 [--items 400] [--quick] [--seed 3]
 
 The generated sets are filled with words that training never draws; `unseen_relations` also asks relations that training never
 states. `made_up_relations` are those of verbal.py, `long_sentences` those of technical.py, with unseen words too. Every rate comes
@@ -105,9 +105,9 @@ def measure(answerer, name, present, absent, lower=False, tokens=72):
     return result, wrong
 
 
-def natural(answerer):
+def natural(answerer, file="natural.json"):
     """Passages and questions written by hand; `gold` null where the passages do not answer."""
-    cases = json.loads((HERE / "natural.json").read_text(encoding="utf-8"))
+    cases = json.loads((HERE / file).read_text(encoding="utf-8"))
     asked = [(case, q) for case in cases for q in case["questions"]]
     told = answerer.answers([passages.prompt(q["question"], case["passages"]) for case, q in asked], what="natural")
     rows = [{"topic": case["topic"], **q, "answer": a} for (case, q), a in zip(asked, told)]
@@ -141,24 +141,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("--items", type=int, default=400, help="of each generated set (default 400); at most 100 of made-up relations and of long sentences")
+    parser.add_argument("--seed", type=int, default=3, help="of the generated questions. One that a training was steered by is used up: 1 and 2 are")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--wrong", type=pathlib.Path, help="write the wrong answers there")
     parser.add_argument("--quick", action="store_true", help="only the generated sets; writes nothing beside the model")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     answerer = Answerer(arguments.model)
-    n, report, wrong = arguments.items, {}, {}
-    words_present, words_absent = generated("words", n, False), generated("words absent", n, True)
+    n, report, wrong = arguments.items, {"seed": arguments.seed}, {}
+    draw = lambda name, *rest, **more: generated(f"{arguments.seed} {name}", *rest, **more)
+    words_present, words_absent = draw("words", n, False), draw("words absent", n, True)
     report["unseen_words"], wrong["words"] = measure(answerer, "unseen words", words_present, words_absent)
     report["unseen_words_lower_case"], wrong["lower"] = measure(answerer, "lower case", words_present, words_absent, lower=True)
     held = "relations_held_out.txt"
-    report["unseen_relations"], wrong["relations"] = measure(answerer, "unseen relations", generated("relations", n, False, held), generated("relations absent", n, True, held))
+    report["unseen_relations"], wrong["relations"] = measure(answerer, "unseen relations", draw("relations", n, False, held), draw("relations absent", n, True, held))
     for name, family, counts in (("made_up_relations", verbal.make, (3, 4, 5)), ("long_sentences", technical.make, (2, 3))):
-        made = [generated(f"{name} {absent}", min(n, 100), absent, family=family, counts=counts) for absent in (False, True)]
+        made = [draw(f"{name} {absent}", min(n, 100), absent, family=family, counts=counts) for absent in (False, True)]
         report[name], wrong[name] = measure(answerer, name.replace("_", " "), *made, tokens=128)
     if not arguments.quick:
-        report["natural"], rows = natural(answerer)
-        report["natural_answers"], report["example"], report["small_talk"] = rows, example(answerer), small_talk(answerer)
+        report["natural"], report["natural_answers"] = natural(answerer)
+        report["natural_later"], report["natural_later_answers"] = natural(answerer, "natural_later.json")
+        report["example"], report["small_talk"] = example(answerer), small_talk(answerer)
         (arguments.model / "evaluation.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if arguments.wrong:
         arguments.wrong.write_text(json.dumps(wrong, indent=1, ensure_ascii=False), encoding="utf-8")

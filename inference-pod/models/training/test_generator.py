@@ -55,7 +55,9 @@ class Split(unittest.TestCase):
     def test_no_held_out_word_is_trained_on(self):
         fixed = words.template_words()
         trained = set()
-        for item in of_every_kind(5, 400) + items(6, 800, absent=True):
+        w = words.Words(random.Random(16), invented=0.6)
+        invented = [passages.item(w, 3, i % 3 == 0, 0.7) for i in range(800)]
+        for item in of_every_kind(5, 400) + items(6, 800, absent=True) + invented:
             trained.update(words.words_of(item.prompt))
         lists = {part for name in words.LISTS for word in words.LISTS[name] for part in words.words_of(word)}
         leaked = {word for word in lists if words.is_held_out(word) and word not in fixed} & trained
