@@ -200,7 +200,7 @@ pub fn explain(
     let cap = decide::cap(headers)?;
     let asked = Asked::new(&identity, headers, &request.facts, cap).with_trust(trusted);
     let decision = decide::decide(route, &asked);
-    let ask = request.ask(headers);
+    let ask = request.ask(headers, trusted);
     let (backend, unavailable) = match place(route, &decision, policies, &ask, now) {
         Ok(place) => (Some(place), None),
         Err(Unavailable::NoWeight) => (None, Some("no backend of the split has a weight above 0")),

@@ -42,6 +42,15 @@ impl TrustedHeaders {
         })
     }
 
+    /// Whose request it is to whatever keeps a user's requests together: who the trusted header says, or, while none is trusted, whom
+    /// the body `named`. A client cannot change its place by naming itself anew where somebody vouches for its name.
+    pub fn user_to_stick_to<'a>(&self, headers: &'a HeaderMap, named: Option<&'a str>) -> Option<&'a str> {
+        match &self.user {
+            Some(name) => headers.get(name)?.to_str().ok().map(str::trim).filter(|user| !user.is_empty()),
+            None => named,
+        }
+    }
+
     /// Takes them out of what goes on to a pod.
     pub fn strip(&self, headers: &mut HeaderMap) {
         for name in [&self.tenant, &self.tier, &self.user].into_iter().flatten() {
@@ -114,6 +123,15 @@ mod tests {
         let identity = trusted().read(&sent).expect("read");
         assert_eq!(identity, Identity { tenant: Some("acme".to_owned()), tier: None, user: None });
         assert_eq!(TrustedHeaders::default().read(&sent).expect("read"), Identity::default());
+    }
+
+    #[test]
+    fn who_names_itself_counts_only_while_nobody_vouches_for_names() {
+        let sent = headers(&[("x-user", " ada ")]);
+        assert_eq!(trusted().user_to_stick_to(&sent, Some("eve")), Some("eve"), "no header names users");
+        let vouched = TrustedHeaders { user: Some(HeaderName::from_static("x-user")), ..trusted() };
+        assert_eq!(vouched.user_to_stick_to(&sent, Some("eve")), Some("ada"));
+        assert_eq!(vouched.user_to_stick_to(&HeaderMap::new(), Some("eve")), None);
     }
 
     #[test]

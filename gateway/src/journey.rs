@@ -132,7 +132,7 @@ impl<'a> Journey<'a> {
             };
             let rules = &route.resilience;
             let most = rules.attempts.unwrap_or(gateway.max_attempts);
-            let ask = self.request.ask(self.client);
+            let ask = self.request.ask(self.client, &gateway.trusted);
             let choice =
                 self.selection.next(route, &gateway.policies, &ask, Instant::now(), &mut rand::rng());
             let choice = match choice {

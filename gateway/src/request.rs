@@ -16,6 +16,7 @@ use http::HeaderMap;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::identity::TrustedHeaders;
 use crate::metrics::Api;
 use crate::policy::Ask;
 use crate::policy::prompt::PromptKey;
@@ -89,8 +90,9 @@ impl InferenceRequest {
     }
 
     /// What of the request the choice of an endpoint may depend on.
-    pub fn ask<'a>(&'a self, headers: &'a HeaderMap) -> Ask<'a> {
-        Ask { prompt: &self.prompt, salt: self.salt.as_deref(), user: self.facts.user.as_deref(), headers }
+    pub fn ask<'a>(&'a self, headers: &'a HeaderMap, trusted: &TrustedHeaders) -> Ask<'a> {
+        let user = trusted.user_to_stick_to(headers, self.facts.user.as_deref());
+        Ask { prompt: &self.prompt, salt: self.salt.as_deref(), user, headers }
     }
 
     /// The body as the client wrote it.

@@ -168,7 +168,7 @@ pub struct Ask<'a> {
     pub prompt: &'a PromptKey,
     /// The `cache_salt` it goes to the pod with.
     pub salt: Option<&'a str>,
-    /// Its field `user`.
+    /// Whose request it is, as [`TrustedHeaders::user_to_stick_to`](crate::identity::TrustedHeaders::user_to_stick_to) says.
     pub user: Option<&'a str>,
     /// The client's headers.
     pub headers: &'a HeaderMap,

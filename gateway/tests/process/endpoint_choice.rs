@@ -88,3 +88,27 @@ async fn sessions_stay_by_header_and_an_edit_of_the_policy_is_in_force() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_client_cannot_choose_its_pod_by_naming_itself_anew_where_a_header_vouches_for_users() {
+    let workers = workers().await;
+    let policy = json!({"kind": "SessionAffinity", "session": {"by": "User"}});
+    // The helper's header, here as one that the proxy in front sets.
+    let trust = ["--trusted-user-header", "x-session-id"];
+    let gateway = Gateway::start(&route(&policy, &workers), &trust).await;
+    let named = |name: String| {
+        let mut body = chat(&[("user", "hello".to_owned())]);
+        body["user"] = name.into();
+        body
+    };
+    let mut used = BTreeSet::new();
+    for user in 0..24 {
+        let at = ask(&gateway, &named("somebody".into()), &format!("u{user}")).await;
+        assert_eq!(at.1, "session");
+        assert_eq!(ask(&gateway, &named(format!("another-{user}")), &format!("u{user}")).await, at);
+        used.insert(at.0);
+    }
+    // As above: 24 users on one or two of four pods has a probability of 10^-6.
+    assert!(used.len() >= 3, "{used:?}");
+    assert_eq!(ask(&gateway, &named("somebody".into()), "").await.1, "least-load");
+}
