@@ -7,6 +7,10 @@ use fairlead_gateway::app;
 use fairlead_gateway::config::{Cli, Command};
 use tracing_subscriber::EnvFilter;
 
+/// A request is made of some hundred small pieces that live for a moment; glibc's allocator took an eighth of the time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
