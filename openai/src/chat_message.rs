@@ -77,7 +77,7 @@ pub(crate) fn parse_messages(
     items
         .iter()
         .enumerate()
-        .map(|(index, item)| parse_message(&Fields::at(item, format!("messages[{index}]"))?, options))
+        .map(|(index, item)| parse_message(&Fields::item("messages", index, item)?, options))
         .collect()
 }
 
@@ -108,16 +108,18 @@ fn parse_message(fields: &Fields<'_>, options: &mut GenerationOptions) -> Result
             format!("{path} belongs to an assistant's message, but its role is \"{role}\"; change one");
         return Err(ApiError::invalid(path, message));
     }
-    let path = fields.name("content");
     let content = match fields.get("content") {
         Some(Value::String(text)) => Some(MessageContent::Text(text.clone())),
-        Some(Value::Array(parts)) => Some(parse_parts(parts, &path, options)?),
+        Some(Value::Array(parts)) => Some(parse_parts(parts, &fields.name("content"), options)?),
         None if !tool_calls.is_empty() => None,
         None => {
+            let path = fields.name("content");
             let message = format!("{path} is required: it must be a string or an array of text parts");
             return Err(ApiError::invalid(path, message));
         }
-        Some(other) => return Err(wrong(path, "a string or an array of text parts", other)),
+        Some(other) => {
+            return Err(wrong(fields.name("content"), "a string or an array of text parts", other));
+        }
     };
     let text = |key: &str| -> Result<Option<String>, ApiError> { Ok(fields.string(key)?.map(str::to_owned)) };
     Ok(ChatMessage {

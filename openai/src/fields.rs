@@ -3,6 +3,7 @@
 //! serde's derived errors do not know the path ("invalid type: map, expected a string at line 1 column 40"); clients of an
 //! API deserve `messages[0].content must be …`.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
@@ -18,6 +19,12 @@ const MAX_JSON_VALUES: usize = 1 << 20;
 /// # Errors
 /// 400 with line and column when it is not JSON, and when it holds more than 2^20 values.
 pub fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
+    check_size(body)?;
+    serde_json::from_slice(body).map_err(|error| not_json(&error))
+}
+
+/// 400 when there is nothing to read, or too much.
+pub(crate) fn check_size(body: &[u8]) -> Result<(), ApiError> {
     if body.is_empty() {
         return Err(
             ApiError::bad_request("the request body is empty; send a JSON object").with_code("invalid_json")
@@ -29,11 +36,14 @@ pub fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
         ))
         .with_code("too_many_values"));
     }
-    serde_json::from_slice(body).map_err(|error| {
-        // serde_json's message ends with the position already.
-        ApiError::bad_request(format!("the request body is not valid JSON: {error}; correct it there"))
-            .with_code("invalid_json")
-    })
+    Ok(())
+}
+
+/// 400 for what is no JSON.
+pub(crate) fn not_json(error: &serde_json::Error) -> ApiError {
+    // serde_json's message ends with the position already.
+    ApiError::bad_request(format!("the request body is not valid JSON: {error}; correct it there"))
+        .with_code("invalid_json")
 }
 
 /// At least as many values as the text holds: those that a comma ends, and those that open an array or object.
@@ -51,19 +61,45 @@ fn value_count(body: &[u8]) -> usize {
     count
 }
 
+/// A value by its key. Some fifty keys are asked for in a request of a handful: to compare lengths takes less than a hash of each.
+fn find<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    const FEW: usize = 16;
+    if object.len() > FEW {
+        return object.get(key);
+    }
+    object.iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+}
+
 /// One more than the largest i64.
 const I64_END: f64 = 9_223_372_036_854_775_808.0;
 
 /// A JSON object and the path that leads to it.
 pub(crate) struct Fields<'a> {
     object: &'a Map<String, Value>,
-    path: String,
+    path: Path,
+}
+
+/// The way to an object. Written out when there is something to complain of, and not for each message of a conversation.
+enum Path {
+    Root,
+    Item(&'static str, usize),
+    Text(String),
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => Ok(()),
+            Self::Item(array, index) => write!(f, "{array}[{index}]"),
+            Self::Text(path) => f.write_str(path),
+        }
+    }
 }
 
 impl<'a> Fields<'a> {
     pub(crate) fn root(value: &'a Value) -> Result<Self, ApiError> {
         match value {
-            Value::Object(object) => Ok(Self { object, path: String::new() }),
+            Value::Object(object) => Ok(Self { object, path: Path::Root }),
             other => Err(ApiError::bad_request(format!(
                 "the request body must be a JSON object, but is {}",
                 describe(other)
@@ -72,20 +108,32 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn at(value: &'a Value, path: String) -> Result<Self, ApiError> {
+        Self::under(value, Path::Text(path))
+    }
+
+    /// An item of an array of the root.
+    pub(crate) fn item(array: &'static str, index: usize, value: &'a Value) -> Result<Self, ApiError> {
+        Self::under(value, Path::Item(array, index))
+    }
+
+    fn under(value: &'a Value, path: Path) -> Result<Self, ApiError> {
         match value {
             Value::Object(object) => Ok(Self { object, path }),
-            other => Err(wrong(path, "an object", other)),
+            other => Err(wrong(path.to_string(), "an object", other)),
         }
     }
 
     /// The full path of one of this object's fields.
     pub(crate) fn name(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        match &self.path {
+            Path::Root => key.to_owned(),
+            path => format!("{path}.{key}"),
+        }
     }
 
     /// A field's value; `null` counts as absent, as it does for OpenAI.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|value| !value.is_null())
+        find(self.object, key).filter(|value| !value.is_null())
     }
 
     pub(crate) fn string(&self, key: &str) -> Result<Option<&'a str>, ApiError> {

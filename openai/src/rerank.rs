@@ -84,7 +84,7 @@ fn parse_documents(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
     let parse = |(index, document): (usize, &Value)| match document {
         Value::String(text) => Ok(text.clone()),
         Value::Object(_) => {
-            let fields = Fields::at(document, format!("documents[{index}]"))?;
+            let fields = Fields::item("documents", index, document)?;
             let missing = || {
                 let path = fields.name("text");
                 let message = format!("{path} is required; only documents of text are scored");

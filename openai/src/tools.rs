@@ -63,7 +63,7 @@ impl ToolFields {
         }
         let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            let tool = parse_tool(&Fields::at(item, format!("tools[{index}]"))?, item)?;
+            let tool = parse_tool(&Fields::item("tools", index, item)?, item)?;
             if tools.iter().any(|other| other.name == tool.name) {
                 let path = format!("tools[{index}].function.name");
                 let message =
@@ -220,7 +220,7 @@ pub struct FunctionCallDelta {
 /// Reads `tool_calls` of an assistant's message; absent is empty. Arguments must be the text of a JSON object, because
 /// that is what chat templates write.
 pub(crate) fn parse_calls(fields: &Fields<'_>) -> Result<Vec<ToolCall>, ApiError> {
-    let items = fields.array("tool_calls")?.unwrap_or_default();
+    let Some(items) = fields.array("tool_calls")? else { return Ok(Vec::new()) };
     let path = fields.name("tool_calls");
     if items.len() > MAX_TOOLS {
         let message =
