@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Uri};
 use rand::{Rng, RngExt};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ejection::{Ejection, EjectionRules, Failure};
+use crate::metrics::Api;
 use crate::resilience::circuit::Pass;
 
 fn next_id() -> u32 {
@@ -29,9 +30,14 @@ fn next_id() -> u32 {
 pub struct Endpoint {
     id: u32,
     key: u64,
+    /// Host, port and path.
+    address: String,
+    header: Option<HeaderValue>,
     scheme: Scheme,
     authority: Authority,
     prefix: String,
+    /// Those of the API, made once: a request needs one, and they stay the same.
+    uris: Vec<(&'static str, Uri)>,
     /// What of an API path is in the prefix already.
     stripped: &'static str,
     revision: Option<String>,
@@ -83,18 +89,24 @@ impl Endpoint {
     }
 
     fn at(scheme: Scheme, authority: Authority, prefix: String, stripped: &'static str) -> Self {
-        let key = xxh3_64(format!("{authority}{prefix}").as_bytes());
-        Self {
+        let address = format!("{authority}{prefix}");
+        let mut endpoint = Self {
             id: next_id(),
-            key,
+            key: xxh3_64(address.as_bytes()),
+            header: HeaderValue::from_str(&address).ok(),
+            address,
             scheme,
             authority,
             prefix,
+            uris: Vec::new(),
             stripped,
             revision: None,
             in_flight: AtomicUsize::new(0),
             ejection: Mutex::default(),
-        }
+        };
+        let known = Api::PATHS.into_iter();
+        endpoint.uris = known.filter_map(|path| Some((path, endpoint.made_uri(path).ok()?))).collect();
+        endpoint
     }
 
     /// The same, known to serve this revision.
@@ -119,12 +131,24 @@ impl Endpoint {
     }
 
     /// What tells this endpoint from others: host, port and path.
-    pub fn address(&self) -> String {
-        format!("{}{}", self.authority, self.prefix)
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its address as a header, unless it cannot be one.
+    pub fn header(&self) -> Option<&HeaderValue> {
+        self.header.as_ref()
     }
 
     /// The URL of an API path such as `/v1/chat/completions`.
     pub fn uri(&self, path: &str) -> Result<Uri, http::Error> {
+        match self.uris.iter().find(|(known, _)| *known == path) {
+            Some((_, uri)) => Ok(uri.clone()),
+            None => self.made_uri(path),
+        }
+    }
+
+    fn made_uri(&self, path: &str) -> Result<Uri, http::Error> {
         let path = path.strip_prefix(self.stripped).unwrap_or(path);
         let path = PathAndQuery::try_from(format!("{}{path}", self.prefix))?;
         Uri::builder()

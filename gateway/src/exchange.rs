@@ -10,6 +10,7 @@ use fairlead_crds::model_route::resilience::FallbackOn;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::decide::Decision;
+use crate::endpoint::Endpoint;
 use crate::metrics::{Api, Metrics, Outcome};
 use crate::observe::Observed;
 use crate::shadow::live::Watch;
@@ -37,11 +38,9 @@ pub struct Exchange {
     /// What a million tokens cost there.
     pub cost: Option<String>,
     /// The endpoint of the newest attempt.
-    pub endpoint: Option<String>,
+    pub endpoint: Option<Arc<Endpoint>>,
     /// Why that endpoint and no other of the backend.
     pub endpoint_choice: Option<&'static str>,
-    /// Revision of the backend, where known.
-    pub revision: Option<String>,
     /// Attempts made.
     pub attempts: u32,
     /// Attempts that failed: the backend, and why as a route names it.
@@ -71,15 +70,16 @@ pub struct Exchange {
 pub struct Place {
     backend: Option<String>,
     diverted_from: Option<String>,
-    endpoint: Option<String>,
-    revision: Option<String>,
+    endpoint: Option<Arc<Endpoint>>,
 }
 
 impl Exchange {
     /// A request that has just arrived.
-    pub fn begin(id: String, api: Api, metrics: Arc<Metrics>) -> Self {
+    ///
+    /// In a box, because it is handed on from function to function, each of whose futures would have room for all of it.
+    pub fn begin(id: String, api: Api, metrics: Arc<Metrics>) -> Box<Self> {
         metrics.request_started();
-        Self {
+        Box::new(Self {
             id,
             route: None,
             backend: None,
@@ -89,7 +89,6 @@ impl Exchange {
             cost: None,
             endpoint: None,
             endpoint_choice: None,
-            revision: None,
             attempts: 0,
             failed: Vec::new(),
             fallback: None,
@@ -105,7 +104,7 @@ impl Exchange {
             detail: None,
             metrics,
             observed: Observed::default(),
-        }
+        })
     }
 
     /// The metrics that this record goes to.
@@ -144,21 +143,24 @@ impl Exchange {
         self.observed.whole(body);
     }
 
+    /// The address of the newest attempt's endpoint.
+    pub fn address(&self) -> Option<&str> {
+        self.endpoint.as_deref().map(Endpoint::address)
+    }
+
     /// Where it is now.
     pub fn place(&self) -> Place {
         Place {
             backend: self.backend.clone(),
             diverted_from: self.diverted_from.clone(),
             endpoint: self.endpoint.clone(),
-            revision: self.revision.clone(),
         }
     }
 
     /// It was elsewhere in vain.
     pub fn put_back(&mut self, place: Place) {
-        let Place { backend, diverted_from, endpoint, revision } = place;
-        (self.backend, self.diverted_from) = (backend, diverted_from);
-        (self.endpoint, self.revision) = (endpoint, revision);
+        let Place { backend, diverted_from, endpoint } = place;
+        (self.backend, self.diverted_from, self.endpoint) = (backend, diverted_from, endpoint);
     }
 
     /// When the request came in.
@@ -204,7 +206,7 @@ impl Drop for Exchange {
                     route = self.route,
                     rule = self.decision.as_ref().and_then(|decision| decision.rule.as_deref()),
                     backend = self.backend,
-                    endpoint = self.endpoint,
+                    endpoint = self.address(),
                     attempts = self.attempts,
                     failovers = self.failovers,
                     failed = ?self.failed,

@@ -251,7 +251,7 @@ fn place(
         name: backend.name.clone(),
         chosen_by: if decision.subject.is_some() { "Subject" } else { "Chance" },
         diverted_from: selection.intended().filter(|name| *name != backend.name).map(str::to_owned),
-        endpoint: endpoint.address(),
+        endpoint: endpoint.address().to_owned(),
         endpoint_because: verdict.why.word(),
         revision: endpoint.revision().map(str::to_owned),
         served_model: backend.served_model.clone(),
@@ -308,7 +308,7 @@ fn candidates(
         let (_, explained) = policies.explain(ask, &target, &endpoints, &mut rand::rng());
         all.extend(endpoints.iter().zip(explained).map(|(endpoint, explained)| Candidate {
             backend: backend.name.clone(),
-            endpoint: endpoint.address(),
+            endpoint: endpoint.address().to_owned(),
             revision: endpoint.revision().map(str::to_owned),
             in_flight: explained.in_flight,
             too_loaded: explained.too_loaded,

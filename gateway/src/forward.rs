@@ -31,7 +31,7 @@ pub async fn forward(
     gateway: &Arc<Gateway>,
     request: &InferenceRequest,
     client: &HeaderMap,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<GatewayBody> {
     let snapshot = gateway.routing.snapshot();
     let Some(route) = snapshot.route(&request.model) else {
@@ -93,7 +93,7 @@ fn answered(
     sent: &HeaderMap,
     arrived: Arrived,
     deadline: Option<Instant>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<GatewayBody> {
     let Arrived { answer, in_flight, provider, between_tokens } = arrived;
     if exchange.diverted_from.is_some() {
@@ -137,7 +137,7 @@ fn pass_on(
     head: &Parts,
     bytes: bytes::Bytes,
     provider: bool,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<GatewayBody> {
     exchange.passed_whole(&bytes);
     if let Some(watch) = &mut exchange.watch {
@@ -176,12 +176,14 @@ fn explain(headers: &mut HeaderMap, exchange: &Exchange) {
         (headers::BACKEND, &exchange.backend),
         (headers::DIVERTED_FROM, &exchange.diverted_from),
         (headers::COST, &exchange.cost),
-        (headers::ENDPOINT, &exchange.endpoint),
     ];
     for (name, fact) in facts {
         if let Some(fact) = fact {
             headers::set(headers, name, fact);
         }
+    }
+    if let Some(address) = exchange.endpoint.as_ref().and_then(|endpoint| endpoint.header()) {
+        headers.insert(headers::ENDPOINT, address.clone());
     }
     if let Some(word) = exchange.endpoint_choice {
         headers.insert(headers::ENDPOINT_CHOICE, HeaderValue::from_static(word));
@@ -190,13 +192,14 @@ fn explain(headers: &mut HeaderMap, exchange: &Exchange) {
         headers::set(headers, headers::FALLBACK_FROM, from);
         headers::set(headers, headers::FALLBACK_REASON, &format!("{why:?}"));
     }
-    if let (Some(revision), false) = (&exchange.revision, headers.contains_key(&headers::REVISION)) {
+    let revision = exchange.endpoint.as_ref().and_then(|endpoint| endpoint.revision());
+    if let (Some(revision), false) = (revision, headers.contains_key(&headers::REVISION)) {
         headers::set(headers, headers::REVISION, revision);
     }
 }
 
 /// An error of ours as the answer.
-pub fn refuse(error: &ApiError, outcome: Outcome, mut exchange: Exchange) -> Response<GatewayBody> {
+pub fn refuse(error: &ApiError, outcome: Outcome, mut exchange: Box<Exchange>) -> Response<GatewayBody> {
     let mut response = body::error(error);
     explain(response.headers_mut(), &exchange);
     exchange.answered(error.status);
@@ -205,14 +208,14 @@ pub fn refuse(error: &ApiError, outcome: Outcome, mut exchange: Exchange) -> Res
 }
 
 /// 404: no route answers to that name.
-fn unknown_model(model: &str, exchange: Exchange) -> Response<GatewayBody> {
+fn unknown_model(model: &str, exchange: Box<Exchange>) -> Response<GatewayBody> {
     let remedy =
         "GET /v1/models lists those there are; to add it, apply a ModelRoute whose spec.model is that name";
     refuse(&ApiError::model_not_found(model, remedy), Outcome::UnknownModel, exchange)
 }
 
 /// What went wrong as the answer.
-fn failed(route: &Route, failure: Failure, exchange: Exchange) -> Response<GatewayBody> {
+fn failed(route: &Route, failure: Failure, exchange: Box<Exchange>) -> Response<GatewayBody> {
     match failure {
         Failure::Unavailable(reason) => unavailable(route, reason, exchange),
         Failure::Full(backend) => {
@@ -228,7 +231,7 @@ fn failed(route: &Route, failure: Failure, exchange: Exchange) -> Response<Gatew
 }
 
 /// 503: the route is there, but nothing behind it.
-fn unavailable(route: &Route, reason: Unavailable, exchange: Exchange) -> Response<GatewayBody> {
+fn unavailable(route: &Route, reason: Unavailable, exchange: Box<Exchange>) -> Response<GatewayBody> {
     let Route { id, model, .. } = route;
     let error = match reason {
         Unavailable::NoWeight => ApiError::unavailable(
@@ -250,7 +253,7 @@ fn unavailable(route: &Route, reason: Unavailable, exchange: Exchange) -> Respon
 }
 
 /// The last attempt's failure as the answer.
-fn failed_attempt(error: AttemptError, mut exchange: Exchange) -> Response<GatewayBody> {
+fn failed_attempt(error: AttemptError, mut exchange: Box<Exchange>) -> Response<GatewayBody> {
     let attempts = exchange.attempts;
     match error {
         AttemptError::Busy(head, bytes) | AttemptError::Server(head, bytes) => {

@@ -40,6 +40,12 @@ pub struct HeldBody {
 }
 
 impl HeldBody {
+    /// Makes room for as much as a sender says will come, or for the beginning of it: words cost nothing, and are believed up to here.
+    pub fn expect(&mut self, bytes: usize) {
+        const MOST: usize = 1 << 20;
+        self.bytes.reserve(bytes.min(MOST));
+    }
+
     /// Appends bytes; false, and nothing is appended, when the budget is spent.
     #[must_use]
     pub fn push(&mut self, data: &[u8]) -> bool {

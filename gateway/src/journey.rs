@@ -182,8 +182,7 @@ impl<'a> Journey<'a> {
             };
             let error = match outcome {
                 Ok((answer, in_flight)) => {
-                    exchange.endpoint = Some(in_flight.endpoint().address());
-                    exchange.revision = in_flight.endpoint().revision().map(str::to_owned);
+                    exchange.endpoint = Some(Arc::clone(in_flight.endpoint()));
                     let between_tokens = rules.between_tokens.unwrap_or(gateway.upstream.idle_timeout());
                     let provider = backend.provider.is_some();
                     return Ok(Arrived { answer, in_flight, provider, between_tokens });
@@ -346,12 +345,16 @@ fn of_provider(
     })
 }
 
-fn note_place(exchange: &mut Exchange, selection: &Selection, backend: &RouteBackend, endpoint: &Endpoint) {
+fn note_place(
+    exchange: &mut Exchange,
+    selection: &Selection,
+    backend: &RouteBackend,
+    endpoint: &Arc<Endpoint>,
+) {
     exchange.backend = Some(backend.name.clone());
     exchange.cost.clone_from(&backend.cost);
     exchange.diverted_from = selection.intended().filter(|name| *name != backend.name).map(str::to_owned);
-    exchange.endpoint = Some(endpoint.address());
-    exchange.revision = endpoint.revision().map(str::to_owned);
+    exchange.endpoint = Some(Arc::clone(endpoint));
 }
 
 /// Keeps the record of a failed attempt.

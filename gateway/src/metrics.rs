@@ -1,6 +1,7 @@
 //! The gateway's metrics: their names, labels and buckets in one place. Labels are closed enums; only the metrics of variants
 //! (`observe::variant`) have names of routes and backends, which are operators' objects.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use fairlead_crds::model_route::resilience::{FallbackOn, RetryOn};
@@ -44,6 +45,17 @@ impl Api {
             Self::Tokenize | Self::Detokenize | Self::Models | Self::Other => false,
         }
     }
+
+    /// All that [`Self::path`] says.
+    pub const PATHS: [&str; 7] = [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/tokenize",
+        "/detokenize",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/models",
+    ];
 
     /// The path that requests of this API are sent to.
     pub fn path(self) -> &'static str {
@@ -258,6 +270,7 @@ pub struct Metrics {
     endpoint_choices: Family<ChoiceLabels, Counter>,
     prefix_looked_up: Counter,
     prefix_matched: Counter,
+    looked_up: LookedUp,
     snapshot_age: Gauge<f64, std::sync::atomic::AtomicU64>,
     snapshot_builds: Counter,
     snapshot_problems: Gauge,
@@ -267,6 +280,39 @@ pub struct Metrics {
     endpoints: Gauge,
     variants: VariantMetrics,
     known_variants: KnownVariants,
+}
+
+/// Members of families that each request counts in. A family finds a member by a hash of its labels, under a lock; it is asked once.
+#[derive(Debug)]
+struct LookedUp {
+    requests: [[[OnceLock<Counter>; OUTCOMES]; CODES]; APIS],
+    durations: [OnceLock<Histogram>; APIS],
+    first_bytes: [OnceLock<Histogram>; APIS],
+    choices: [OnceLock<Counter>; CHOICES],
+}
+
+const APIS: usize = Api::Other as usize + 1;
+const CODES: usize = CodeClass::ServerError as usize + 1;
+const OUTCOMES: usize = Outcome::ClientGone as usize + 1;
+const CHOICES: usize = Why::LeastLoad as usize + 1;
+
+impl Default for LookedUp {
+    fn default() -> Self {
+        Self {
+            requests: [const { [const { [const { OnceLock::new() }; OUTCOMES] }; CODES] }; APIS],
+            durations: [const { OnceLock::new() }; APIS],
+            first_bytes: [const { OnceLock::new() }; APIS],
+            choices: [const { OnceLock::new() }; CHOICES],
+        }
+    }
+}
+
+/// Counts in a member that is looked up the first time, or each time where it has no place.
+fn once<M, T>(place: Option<&OnceLock<M>>, find: impl FnOnce() -> M, count: impl FnOnce(&M) -> T) {
+    match place {
+        Some(place) => count(place.get_or_init(find)),
+        None => count(&find()),
+    };
 }
 
 const DURATION_BUCKETS: [f64; 17] =
@@ -309,6 +355,7 @@ impl Default for Metrics {
             endpoint_choices: Family::default(),
             prefix_looked_up: Counter::default(),
             prefix_matched: Counter::default(),
+            looked_up: LookedUp::default(),
             snapshot_age: Gauge::default(),
             snapshot_builds: Counter::default(),
             snapshot_problems: Gauge::default(),
@@ -402,10 +449,20 @@ impl Metrics {
             400..500 => CodeClass::ClientError,
             _ => CodeClass::ServerError,
         };
-        self.requests.get_or_create(&RequestLabels { api, code, outcome }).inc();
-        self.duration.get_or_create(&ApiLabels { api }).observe(duration.as_secs_f64());
+        let LookedUp { requests, durations, first_bytes, .. } = &self.looked_up;
+        let known =
+            requests.get(api as usize).and_then(|codes| codes.get(code as usize)?.get(outcome as usize));
+        let labels = RequestLabels { api, code, outcome };
+        once(known, || self.requests.get_or_create_owned(&labels), Counter::inc);
+        let observe = |family: &Family<ApiLabels, Histogram>, members: &[_], time: Duration| {
+            let find = || family.get_or_create_owned(&ApiLabels { api });
+            once(members.get(api as usize), find, |histogram: &Histogram| {
+                histogram.observe(time.as_secs_f64())
+            });
+        };
+        observe(&self.duration, durations, duration);
         if let Some(first_byte) = first_byte {
-            self.first_byte.get_or_create(&ApiLabels { api }).observe(first_byte.as_secs_f64());
+            observe(&self.first_byte, first_bytes, first_byte);
         }
     }
 
@@ -482,7 +539,8 @@ impl Metrics {
 
     /// An endpoint was chosen for a prompt of so many bytes, of which it has `matched`.
     pub fn endpoint_chosen(&self, reason: Why, prompt: usize, matched: usize) {
-        self.endpoint_choices.get_or_create(&ChoiceLabels { reason }).inc();
+        let find = || self.endpoint_choices.get_or_create_owned(&ChoiceLabels { reason });
+        once(self.looked_up.choices.get(reason as usize), find, Counter::inc);
         if matches!(reason, Why::PrefixMatch | Why::PrefixOverruled | Why::NoPrefixMatch) {
             self.prefix_looked_up.inc_by(prompt as u64);
             self.prefix_matched.inc_by(matched as u64);

@@ -147,7 +147,7 @@ impl Gateway {
         api: Api,
         headers: &HeaderMap,
         body: Incoming,
-        mut exchange: Exchange,
+        mut exchange: Box<Exchange>,
     ) -> Response<GatewayBody> {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             let message = "the gateway has as many requests as it takes (--max-in-flight); try again soon";
@@ -191,6 +191,7 @@ impl Gateway {
         }
         // Once as the client wrote it, once with a backend's name for the model.
         let mut read = self.held.body(2);
+        read.expect(length.unwrap_or(0));
         loop {
             let data = match timeout_at(deadline, body.frame()).await {
                 Err(_) => {
@@ -240,7 +241,7 @@ impl Gateway {
         })
     }
 
-    fn models(&self, path: &str, mut exchange: Exchange) -> Response<GatewayBody> {
+    fn models(&self, path: &str, mut exchange: Box<Exchange>) -> Response<GatewayBody> {
         let snapshot = self.routing.snapshot();
         let of = |route: &Arc<Route>| Model::new(route.model.as_str(), route.created);
         let text = match path.strip_prefix(MODELS).and_then(|rest| rest.strip_prefix('/')) {

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ pub struct Relay {
     idle_timeout: Duration,
     idle: Pin<Box<Sleep>>,
     in_flight: InFlight,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     /// The model's name for the client, where the upstream has another one.
     renames: Option<String>,
     /// Until when the whole answer must be there.
@@ -70,7 +71,7 @@ impl Relay {
         events: bool,
         idle_timeout: Duration,
         in_flight: InFlight,
-        exchange: Exchange,
+        exchange: Box<Exchange>,
     ) -> Self {
         Self {
             first: Some(first),
@@ -281,7 +282,7 @@ impl Relay {
         self.exchange.attempt_failed();
         tracing::info!(
             request_id = self.exchange.id,
-            endpoint = self.exchange.endpoint,
+            endpoint = self.exchange.address(),
             tokens = tap.tokens().len(),
             detail,
             "a stream broke off; another pod is asked to go on"
@@ -297,10 +298,10 @@ impl Relay {
         self.exchange.metrics().failed_over(FailoverResult::Continued);
         self.exchange.attempts += attempts;
         self.exchange.failovers += 1;
-        self.exchange.endpoint = Some(in_flight.endpoint().address());
+        self.exchange.endpoint = Some(Arc::clone(in_flight.endpoint()));
         tracing::info!(
             request_id = self.exchange.id,
-            endpoint = self.exchange.endpoint,
+            endpoint = self.exchange.address(),
             detail,
             "another pod goes on with the stream"
         );

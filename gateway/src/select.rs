@@ -58,7 +58,8 @@ pub struct Selection {
     intended: Option<String>,
     began: Option<Variant>,
     pinned: bool,
-    tried: Vec<String>,
+    /// Addresses, as [`Endpoint::key`] has them.
+    tried: Vec<u64>,
     left_out: Vec<String>,
 }
 
@@ -111,7 +112,7 @@ impl Selection {
 
     /// Counts an endpoint as tried that was chosen elsewhere.
     pub fn note_tried(&mut self, endpoint: &Endpoint) {
-        self.tried.push(endpoint.address());
+        self.tried.push(endpoint.key());
     }
 
     /// Another endpoint of a backend that is well and that this request has not been to, for a second question beside the
@@ -144,7 +145,7 @@ impl Selection {
         let chosen = policies.choose(ask, &target(route, backend), &endpoints, rng);
         let verdict = chosen.ok_or(Unavailable::NoEndpoint)?;
         let endpoint = Arc::clone(endpoints[verdict.index]);
-        self.tried.push(endpoint.address());
+        self.tried.push(endpoint.key());
         self.began.get_or_insert_with(|| Variant {
             backend: backend.name.clone(),
             revision: endpoint.revision().map(str::to_owned),
@@ -259,7 +260,7 @@ impl Selection {
 
     /// Whether this request has been to an endpoint.
     pub fn has_tried(&self, endpoint: &Endpoint) -> bool {
-        !self.tried.is_empty() && self.tried.contains(&endpoint.address())
+        self.tried.contains(&endpoint.key())
     }
 
     /// While a backend's pods are being replaced: those of the revision that this request began with, or that its subject
@@ -357,7 +358,7 @@ mod tests {
         (0..attempts)
             .map(|_| {
                 let choice = pick(&mut selection, route, &mut rng)?;
-                Ok((choice.endpoint.address(), choice.fresh))
+                Ok((choice.endpoint.address().to_owned(), choice.fresh))
             })
             .collect()
     }
@@ -428,7 +429,7 @@ mod tests {
 
     fn next(selection: &mut Selection, route: &Route, seed: u64) -> Result<String, Unavailable> {
         let mut rng = StdRng::seed_from_u64(seed);
-        pick(selection, route, &mut rng).map(|choice| choice.endpoint.address())
+        pick(selection, route, &mut rng).map(|choice| choice.endpoint.address().to_owned())
     }
 
     #[test]

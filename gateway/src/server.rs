@@ -63,7 +63,9 @@ pub async fn serve<H, F>(
             },
             () = stop.cancelled() => break,
         };
-        let (handler, stop, abort, metrics) = (handler.clone(), stop.clone(), abort.clone(), metrics.clone());
+        // Children, because each connection looks at its token whenever it is woken, and looking locks.
+        let (stop, abort) = (stop.child_token(), abort.child_token());
+        let (handler, metrics) = (handler.clone(), metrics.clone());
         connections.spawn(async move {
             let _place = place;
             if let Some(metrics) = &metrics {
@@ -104,6 +106,7 @@ async fn connection<H, F>(
         .serve_connection(io, service);
     tokio::pin!(connection);
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();

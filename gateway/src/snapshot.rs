@@ -419,7 +419,7 @@ impl Builder<'_> {
         let mut endpoints = Vec::with_capacity(bases.len());
         for (index, (base, revision)) in bases.iter().enumerate() {
             let parsed = Endpoint::parse(base).map_err(|problem| format!("endpoints[{index}]: {problem}"))?;
-            if seen.insert(parsed.address()) {
+            if seen.insert(parsed.address().to_owned()) {
                 endpoints.push(self.known_endpoint(parsed, revision.clone()));
             }
         }
@@ -428,7 +428,7 @@ impl Builder<'_> {
 
     /// The endpoint as it was known before, with its counts and ejections, or this new one.
     fn known_endpoint(&mut self, parsed: Endpoint, revision: Option<String>) -> Arc<Endpoint> {
-        let key = (parsed.address(), revision.clone());
+        let key = (parsed.address().to_owned(), revision.clone());
         let known = self.next.endpoints.get(&key).or_else(|| self.previous.endpoints.get(&key));
         let endpoint = known.cloned().unwrap_or_else(|| Arc::new(parsed.at_revision(revision)));
         self.next.endpoints.insert(key, Arc::clone(&endpoint));

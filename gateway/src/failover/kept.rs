@@ -112,7 +112,7 @@ impl Kept {
             id: exchange.id.clone(),
             backend: exchange.backend.clone()?,
             revision: answered.get(&headers::REVISION).cloned(),
-            tried: vec![endpoint.address()],
+            tried: vec![endpoint.address().to_owned()],
             others: Vec::new(),
             started: exchange.started(),
             left: MOST_FAILOVERS,
@@ -228,7 +228,7 @@ impl Kept {
                 return Err(not(FailoverResult::NoEndpoint, why, attempts));
             };
             attempts += 1;
-            self.tried.push(endpoint.address());
+            self.tried.push(endpoint.address().to_owned());
             let in_flight = endpoint.begin().with_pass(pass);
             let idle = rules.between_tokens;
             let call =
@@ -276,7 +276,7 @@ impl Kept {
         let all: Vec<&Arc<Endpoint>> =
             backend.endpoints.iter().filter(|endpoint| self.may_be_of_revision(endpoint)).collect();
         let fresh: Vec<&Arc<Endpoint>> =
-            all.iter().copied().filter(|endpoint| !self.tried.contains(&endpoint.address())).collect();
+            all.iter().copied().filter(|endpoint| !contains(&self.tried, endpoint.address())).collect();
         let well: Vec<&Arc<Endpoint>> =
             fresh.iter().copied().filter(|endpoint| !endpoint.is_ejected(now)).collect();
         for (candidates, is_fresh) in [(well, true), (fresh, true), (all, false)] {
@@ -293,7 +293,7 @@ impl Kept {
             (Some(wanted), Some(serves)) => wanted.as_bytes() != serves.as_bytes(),
             _ => false,
         };
-        !differs && !self.others.contains(&endpoint.address())
+        !differs && !contains(&self.others, endpoint.address())
     }
 
     /// Leaves the new pod no more time than the client gave; false when none is left.
@@ -334,6 +334,10 @@ impl Kept {
         }
         Ok(held.freeze())
     }
+}
+
+fn contains(addresses: &[String], address: &str) -> bool {
+    addresses.iter().any(|known| known == address)
 }
 
 fn is_mismatch(body: &[u8]) -> bool {

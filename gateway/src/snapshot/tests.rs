@@ -217,7 +217,10 @@ fn while_pods_are_replaced_each_is_of_the_revision_on_its_label() {
     let first = build(&objects);
     let backend = |snapshot: &RoutingSnapshot| {
         let endpoints = snapshot.route("chat").expect("a route").backends[0].endpoints.clone();
-        endpoints.into_iter().map(|it| (it.address(), it)).collect::<std::collections::BTreeMap<_, _>>()
+        endpoints
+            .into_iter()
+            .map(|it| (it.address().to_owned(), it))
+            .collect::<std::collections::BTreeMap<_, _>>()
     };
     let revisions: Vec<_> = backend(&first).values().map(|it| it.revision().map(str::to_owned)).collect();
     assert_eq!(revisions, [Some("r1".to_owned()), Some("r2".to_owned()), None]);
