@@ -23,6 +23,7 @@ pub mod journey;
 pub mod metrics;
 pub mod observe;
 pub mod policy;
+pub mod pool;
 pub mod prompt;
 pub mod provider;
 pub mod proxy;

@@ -14,7 +14,6 @@ use bytes::Bytes;
 use fairlead_openai::ApiError;
 use futures::future::BoxFuture;
 use http_body::Body;
-use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::body::BrokenAnswer;
@@ -26,12 +25,13 @@ use crate::failover::tap::Tap;
 use crate::metrics::{FailoverResult, Outcome};
 use crate::provider::rename;
 use crate::sse::EventFramer;
+use crate::upstream::AnswerBody;
 
 /// An answer that is passed on as it comes.
 pub struct Relay {
     /// What was read before the answer began to be passed on.
     first: Option<Bytes>,
-    upstream: Incoming,
+    upstream: AnswerBody,
     events: Option<EventFramer>,
     failover: Option<Failover>,
     idle_timeout: Duration,
@@ -67,7 +67,7 @@ impl Relay {
     /// Relays `first` and then `upstream`; `events` says that it is a stream of server-sent events.
     pub fn new(
         first: Bytes,
-        upstream: Incoming,
+        upstream: AnswerBody,
         events: bool,
         idle_timeout: Duration,
         in_flight: InFlight,

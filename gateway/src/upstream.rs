@@ -1,8 +1,10 @@
 //! One attempt at one pod: send the request, wait for the answer as far as it can still be asked for elsewhere.
 //!
-//! Owns the connection pool and the timeouts towards pods. An answer that is not streamed is held until it is whole; a
+//! Owns the timeouts towards pods; connections are `pool`'s. An answer that is not streamed is held until it is whole; a
 //! stream until its first byte. Everything that fails before that is the caller's to repeat. Called by `forward`.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -11,21 +13,21 @@ use fairlead_openai::ApiError;
 use http::header::CONTENT_TYPE;
 use http::response::Parts;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout_at;
 
 use crate::config::ServeConfig;
 use crate::held::HeldBudget;
+use crate::pool::{BodyError, CallError, PodBody, Pool};
 use crate::provider::target::TlsClient;
 
 /// Connections to pods.
 #[derive(Debug)]
 pub struct Upstream {
-    client: Client<HttpConnector, Full<Bytes>>,
+    pool: Pool,
     first_byte_timeout: Duration,
     idle_timeout: Duration,
     max_held: usize,
@@ -44,10 +46,34 @@ pub enum Answer {
         /// What is here already.
         first: Bytes,
         /// What is to come.
-        rest: Incoming,
+        rest: AnswerBody,
         /// Whether it is a stream of server-sent events.
         events: bool,
     },
+}
+
+/// An answer's body as it comes.
+#[derive(Debug)]
+pub enum AnswerBody {
+    /// From a pod.
+    Pod(PodBody),
+    /// From a provider.
+    Provider(Incoming),
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Pod(body) => Pin::new(body).poll_frame(cx),
+            Self::Provider(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+        }
+    }
 }
 
 /// What to ask, and whom.
@@ -124,12 +150,8 @@ impl Upstream {
         connector.set_keepalive(Some(Duration::from_secs(15)));
         connector.set_keepalive_interval(Some(Duration::from_secs(5)));
         connector.set_keepalive_retries(Some(3));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .build(connector);
         Self {
-            client,
+            pool: Pool::new(connector),
             first_byte_timeout: config.first_byte_timeout,
             idle_timeout: config.idle_timeout,
             max_held: config.max_held_response_bytes,
@@ -160,16 +182,10 @@ impl Upstream {
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         let response = match tls {
-            Some(client) => client.request(request),
-            None => self.client.request(request),
+            Some(client) => timeout_at(deadline, of_provider(client, request)).await,
+            None => timeout_at(deadline, self.of_pod(request)).await,
         };
-        let response = match timeout_at(deadline, response).await {
-            Err(_) => return Err(times.late()),
-            Ok(Err(error)) if error.is_connect() => return Err(AttemptError::Connect(chain(&error))),
-            Ok(Err(error)) => return Err(AttemptError::Reset(chain(&error))),
-            Ok(Ok(response)) => response,
-        };
-        let (head, body) = response.into_parts();
+        let (head, body) = response.unwrap_or_else(|_| Err(times.late()))?;
         // A provider's words are read before they are passed on.
         if tls.is_none()
             && matches!(head.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
@@ -181,7 +197,18 @@ impl Upstream {
         if events { begin_stream(head, body, times).await } else { self.hold(head, body, times).await }
     }
 
-    async fn hold(&self, head: Parts, mut body: Incoming, times: Times) -> Result<Answer, AttemptError> {
+    async fn of_pod(&self, request: Request<Full<Bytes>>) -> Result<(Parts, AnswerBody), AttemptError> {
+        match self.pool.call(request).await {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                Ok((head, AnswerBody::Pod(body)))
+            }
+            Err(error @ CallError::Connect(_)) => Err(AttemptError::Connect(chain(&error))),
+            Err(error) => Err(AttemptError::Reset(chain(&error))),
+        }
+    }
+
+    async fn hold(&self, head: Parts, mut body: AnswerBody, times: Times) -> Result<Answer, AttemptError> {
         let mut deadline = tokio::time::Instant::from(times.first_byte);
         let mut held = self.held.body(1);
         loop {
@@ -225,7 +252,21 @@ impl Times {
     }
 }
 
-async fn begin_stream(head: Parts, mut rest: Incoming, times: Times) -> Result<Answer, AttemptError> {
+async fn of_provider(
+    client: &TlsClient,
+    request: Request<Full<Bytes>>,
+) -> Result<(Parts, AnswerBody), AttemptError> {
+    match client.request(request).await {
+        Ok(response) => {
+            let (head, body) = response.into_parts();
+            Ok((head, AnswerBody::Provider(body)))
+        }
+        Err(error) if error.is_connect() => Err(AttemptError::Connect(chain(&error))),
+        Err(error) => Err(AttemptError::Reset(chain(&error))),
+    }
+}
+
+async fn begin_stream(head: Parts, mut rest: AnswerBody, times: Times) -> Result<Answer, AttemptError> {
     loop {
         match timeout_at(times.first_byte.into(), rest.frame()).await {
             Err(_) => return Err(times.late()),
@@ -247,7 +288,7 @@ fn is_event_stream(head: &Parts) -> bool {
 }
 
 /// The body of an error answer, as far as it is short and quick; it is passed on when no other pod can be asked.
-async fn short(mut body: Incoming, deadline: tokio::time::Instant) -> Bytes {
+async fn short(mut body: AnswerBody, deadline: tokio::time::Instant) -> Bytes {
     const LONGEST: usize = 64 * 1024;
     let deadline = deadline.min(tokio::time::Instant::from_std(Instant::now() + Duration::from_secs(1)));
     let mut read = BytesMut::new();

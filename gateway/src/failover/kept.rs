@@ -12,7 +12,6 @@ use fairlead_openai::error::ErrorBody;
 use futures::future::BoxFuture;
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
-use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::endpoint::{Endpoint, InFlight, least_loaded};
@@ -25,7 +24,7 @@ use crate::request::InferenceRequest;
 use crate::retry;
 use crate::rewrite;
 use crate::snapshot::RouteBackend;
-use crate::upstream::{Answer, AttemptError, Call};
+use crate::upstream::{Answer, AnswerBody, AttemptError, Call};
 
 /// Asks a pod for notes, and says that they are there.
 pub const NOTES: HeaderName = HeaderName::from_static(RESUMABLE);
@@ -67,7 +66,7 @@ pub struct Resumed {
     /// What is here already.
     pub first: Bytes,
     /// What is to come.
-    pub rest: Incoming,
+    pub rest: AnswerBody,
     /// The pod.
     pub in_flight: InFlight,
     /// Pods that were asked for it.

@@ -1,0 +1,293 @@
+//! Connections to pods, kept open from one request to the next.
+//!
+//! A connection has no task of its own: who waits for an answer drives it, and it rests when the answer is whole. So the pieces of
+//! an answer are handed from task to task by nobody, which took more time than all that the gateway itself does with them. Dropping
+//! an answer before its end closes the connection, by which the pod learns that nobody listens.
+//!
+//! Owns the connections that rest. Says no word about retries: a request that a resting connection could not even begin to send goes
+//! out on another one, and everything else is the caller's to judge. Called by `upstream`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Request, Response, Uri};
+use http_body::{Body, Frame};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::unconstrained;
+use tokio::time::MissedTickBehavior;
+use tower::ServiceExt;
+
+/// How long a connection rests before it is closed.
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// How often it is looked for those that have rested for long, or that their pods have closed.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// Connections to pods.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    connector: HttpConnector,
+    resting: Arc<Resting>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No connection: nobody has seen the request.
+    #[error(transparent)]
+    Connect(Box<dyn std::error::Error + Send + Sync>),
+    /// The connection broke.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// It ended with no word of why.
+    #[error("the connection ended before the answer")]
+    Ended,
+}
+
+/// Why an answer breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection broke, or what comes is no HTTP.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// It ended with no word of why.
+    #[error("the connection ended in the middle of the answer")]
+    Ended,
+}
+
+impl Pool {
+    /// No connections yet; new ones are made by `connector`.
+    pub fn new(connector: HttpConnector) -> Self {
+        Self { connector, resting: Arc::default() }
+    }
+
+    /// Sends a request to where its URI says and waits for the head of the answer.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn call(&self, mut request: Request<Full<Bytes>>) -> Result<Response<PodBody>, CallError> {
+        let uri = std::mem::take(request.uri_mut());
+        let authority = uri.authority().cloned().ok_or_else(|| CallError::Connect("the URI has no host".into()))?;
+        let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        *request.uri_mut() = Uri::from(path);
+        if let Ok(host) = HeaderValue::from_str(host_of(&authority)) {
+            request.headers_mut().insert(HOST, host);
+        }
+        loop {
+            let (mut line, rested) = match self.resting.take(&authority, Instant::now()) {
+                Some(line) => (line, true),
+                None => (self.connect(&uri).await?, false),
+            };
+            match line.ask(request).await {
+                Ok(response) => {
+                    let resting = Arc::clone(&self.resting);
+                    return Ok(response.map(|incoming| PodBody { incoming, line: Some(line), authority, resting }));
+                }
+                Err(Unanswered { unsent: Some(again), .. }) if rested => request = again,
+                Err(Unanswered { error, .. }) => return Err(error),
+            }
+        }
+    }
+
+    async fn connect(&self, uri: &Uri) -> Result<Box<Line>, CallError> {
+        let connected = self.connector.clone().oneshot(uri.clone()).await;
+        let stream = connected.map_err(|error| CallError::Connect(error.into()))?;
+        let (sender, connection) = http1::handshake(stream).await?;
+        Ok(Box::new(Line { sender, connection, ended: false }))
+    }
+}
+
+/// As a Host header has it: without the port that http has anyway.
+fn host_of(authority: &Authority) -> &str {
+    if authority.port_u16() == Some(80) { authority.host() } else { authority.as_str() }
+}
+
+/// One connection.
+struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    connection: Connection<TokioIo<TcpStream>, Full<Bytes>>,
+    ended: bool,
+}
+
+/// A request without an answer.
+struct Unanswered {
+    error: CallError,
+    /// The request, when nothing of it was sent.
+    unsent: Option<Request<Full<Bytes>>>,
+}
+
+impl Line {
+    /// Lets the connection read and write what it can; ready when it has ended.
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        if self.ended {
+            return Poll::Ready(Ok(()));
+        }
+        let ended = ready!(Pin::new(&mut self.connection).poll(cx));
+        self.ended = true;
+        Poll::Ready(ended)
+    }
+
+    /// Whether it can take a request, as far as is known here. Nobody is woken for it from now on.
+    fn is_free(&mut self) -> bool {
+        let mut nobody = Context::from_waker(Waker::noop());
+        self.drive(&mut nobody).is_pending() && self.sender.is_ready()
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    async fn ask(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Unanswered> {
+        // The answer comes from the connection and from nowhere else, and it is looked for each time the connection was driven.
+        // So nobody need be woken for it, and its channel must not count as work of the task, which would wake it again.
+        let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
+        std::future::poll_fn(|cx| {
+            let driven = self.drive(cx);
+            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(response)) => Poll::Ready(Ok(response)),
+                Poll::Ready(Err(mut failed)) => {
+                    let unsent = failed.take_message();
+                    Poll::Ready(Err(Unanswered { error: failed.into_error().into(), unsent }))
+                }
+                Poll::Pending => {
+                    let error = ready!(driven).err().map_or(CallError::Ended, CallError::from);
+                    Poll::Ready(Err(Unanswered { error, unsent: None }))
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
+/// The body of a pod's answer, which drives the connection that it comes on.
+#[derive(Debug)]
+pub struct PodBody {
+    incoming: Incoming,
+    /// `None` after the end.
+    line: Option<Box<Line>>,
+    authority: Authority,
+    resting: Arc<Resting>,
+}
+
+impl PodBody {
+    /// The connection rests after the last frame.
+    fn passed(
+        &mut self,
+        frame: Option<hyper::Result<Frame<Bytes>>>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if frame.is_none()
+            && let Some(mut line) = self.line.take()
+            && line.is_free()
+        {
+            self.resting.put(&self.authority, line, Instant::now());
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+    }
+}
+
+impl Body for PodBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        // As in `Line::ask`: frames come when the connection is driven.
+        let nobody = &mut Context::from_waker(Waker::noop());
+        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(nobody) {
+            return this.passed(frame);
+        }
+        let driven = this.line.as_mut().map_or(Poll::Ready(Ok(())), |line| line.drive(cx));
+        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(nobody) {
+            return this.passed(frame);
+        }
+        let error = ready!(driven).err().map_or(BodyError::Ended, BodyError::from);
+        this.line = None;
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+/// A connection that rests, and since when.
+type Rested = (Instant, Box<Line>);
+
+/// Connections that wait for their next request.
+#[derive(Debug, Default)]
+struct Resting {
+    /// By where they lead; those that came last are last.
+    lines: Mutex<HashMap<Authority, Vec<Rested>>>,
+    is_swept: AtomicBool,
+}
+
+impl Resting {
+    /// The one that has rested the shortest and can take a request.
+    fn take(&self, authority: &Authority, now: Instant) -> Option<Box<Line>> {
+        loop {
+            let (since, mut line) = self.lock().get_mut(authority)?.pop()?;
+            if now.saturating_duration_since(since) < LONGEST_REST && line.is_free() {
+                return Some(line);
+            }
+        }
+    }
+
+    fn put(self: &Arc<Self>, authority: &Authority, line: Box<Line>, now: Instant) {
+        let mut lines = self.lock();
+        match lines.get_mut(authority) {
+            Some(known) => known.push((now, line)),
+            None => drop(lines.insert(authority.clone(), vec![(now, line)])),
+        }
+        drop(lines);
+        if !self.is_swept.swap(true, Ordering::Relaxed) {
+            tokio::spawn(sweep(Arc::downgrade(self)));
+        }
+    }
+
+    /// Takes out those that have rested for long or cannot take a request any more.
+    fn take_outworn(&self, now: Instant) -> Vec<Rested> {
+        let mut lines = self.lock();
+        let mut outworn = Vec::new();
+        lines.retain(|_, rested| {
+            outworn.extend(rested.extract_if(.., |(since, line)| {
+                now.saturating_duration_since(*since) >= LONGEST_REST || !line.is_free()
+            }));
+            !rested.is_empty()
+        });
+        outworn
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Authority, Vec<Rested>>> {
+        // Nothing panics while it holds the lock.
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes connections that nobody needs, until the pool is gone.
+async fn sweep(resting: Weak<Resting>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(resting) = resting.upgrade() else { return };
+        // Closed here, where nobody waits for the lock.
+        drop(resting.take_outworn(Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests;

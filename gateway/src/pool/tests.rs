@@ -1,0 +1,176 @@
+use super::*;
+use http_body_util::BodyExt;
+use std::sync::atomic::AtomicUsize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+const WHOLE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+const CHUNKS: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+
+/// A server that gives the same answer to every request, and says when a client has closed its connection.
+struct Server {
+    uri: Uri,
+    connections: Arc<AtomicUsize>,
+    closed: mpsc::UnboundedReceiver<()>,
+}
+
+impl Server {
+    /// After `most` answers it closes a connection.
+    async fn new(answer: &'static str, most: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let uri = format!("http://{}/v1/x?y", listener.local_addr().expect("an address"));
+        let (tell, closed) = mpsc::unbounded_channel();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                let tell = tell.clone();
+                tokio::spawn(async move {
+                    let mut read = Vec::new();
+                    for _ in 0..most {
+                        while !read.ends_with(b"ask") {
+                            if stream.read_buf(&mut read).await.expect("read") == 0 {
+                                tell.send(()).ok();
+                                return;
+                            }
+                        }
+                        assert!(read.starts_with(b"POST /v1/x?y HTTP/1.1\r\nhost: 127.0.0.1:"), "{read:?}");
+                        read.clear();
+                        stream.write_all(answer.as_bytes()).await.expect("written");
+                    }
+                    tell.send(()).ok();
+                });
+            }
+        });
+        Self { uri: uri.parse().expect("a URI"), connections, closed }
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+fn pool() -> Pool {
+    Pool::new(HttpConnector::new())
+}
+
+async fn ask(pool: &Pool, server: &Server) -> Result<Response<PodBody>, CallError> {
+    let request = Request::post(server.uri.clone()).body(Full::from("ask")).expect("a request");
+    tokio::time::timeout(Duration::from_secs(20), pool.call(request)).await.expect("in time")
+}
+
+async fn whole(pool: &Pool, server: &Server) -> Result<Bytes, BodyError> {
+    let answer = ask(pool, server).await.expect("an answer");
+    tokio::time::timeout(Duration::from_secs(20), answer.into_body().collect())
+        .await
+        .expect("in time")
+        .map(http_body_util::Collected::to_bytes)
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_and_again() {
+    for answer in [WHOLE, CHUNKS, "HTTP/1.1 204 No Content\r\n\r\n"] {
+        let (pool, server) = (pool(), Server::new(answer, usize::MAX).await);
+        for _ in 0..5 {
+            let read = whole(&pool, &server).await.expect("whole");
+            assert_eq!(read, if answer.contains("204") { "" } else { "hi" });
+        }
+        assert_eq!(server.connections(), 1, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn requests_at_the_same_time_have_connections_of_their_own() {
+    let (pool, server) = (pool(), Server::new(WHOLE, usize::MAX).await);
+    let first = ask(&pool, &server).await.expect("an answer");
+    let second = ask(&pool, &server).await.expect("an answer");
+    for answer in [first, second] {
+        answer.into_body().collect().await.expect("whole");
+    }
+    assert_eq!(server.connections(), 2);
+    // Both rest, and either will do.
+    whole(&pool, &server).await.expect("whole");
+    assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_the_pod_closed_costs_no_request() {
+    let (pool, mut server) = (pool(), Server::new(WHOLE, 1).await);
+    for expected in 1..=4 {
+        whole(&pool, &server).await.expect("whole");
+        assert_eq!(server.connections(), expected);
+        server.closed.recv().await.expect("closed");
+        // It rests until what the kernel knows has reached the reactor, or not at all where that was sooner than the answer's end.
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !pool.resting.lock().is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                drop(pool.resting.take_outworn(Instant::now()));
+            }
+        })
+        .await
+        .expect("in time");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_dropped_closes_its_connection() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi";
+    let (pool, mut server) = (pool(), Server::new(head, usize::MAX).await);
+    let mut answer = ask(&pool, &server).await.expect("an answer");
+    let first = answer.body_mut().frame().await.expect("a frame").expect("a piece");
+    assert_eq!(first.into_data().expect("data"), "hi");
+    drop(answer);
+    tokio::time::timeout(Duration::from_secs(20), server.closed.recv())
+        .await
+        .expect("in time")
+        .expect("closed");
+}
+
+#[tokio::test]
+async fn what_breaks_off_is_an_error_and_does_not_rest() {
+    // The pod closes after one answer, which says that it is longer.
+    let (pool, server) = (pool(), Server::new("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi", 1).await);
+    assert!(matches!(whole(&pool, &server).await, Err(BodyError::Broken(_))));
+    let server = Server::new("HTTP/1.1 200 OK\r\n", 1).await;
+    assert!(matches!(ask(&pool, &server).await, Err(CallError::Broken(_))));
+    let server = Server::new("this is no HTTP\r\n\r\n", 1).await;
+    assert!(matches!(ask(&pool, &server).await, Err(CallError::Broken(_))));
+    assert!(pool.resting.lock().is_empty());
+    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let request = Request::post(format!("http://{nobody}/")).body(Full::from("ask")).expect("a request");
+    assert!(matches!(pool.call(request).await, Err(CallError::Connect(_))));
+}
+
+#[tokio::test]
+async fn an_answer_without_a_length_ends_with_its_connection() {
+    let (pool, server) = (pool(), Server::new("HTTP/1.1 200 OK\r\n\r\nhi", 1).await);
+    assert_eq!(whole(&pool, &server).await.expect("whole"), "hi");
+    assert_eq!(whole(&pool, &server).await.expect("whole"), "hi");
+    assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
+async fn who_has_rested_for_long_is_closed() {
+    let (pool, mut server) = (pool(), Server::new(WHOLE, usize::MAX).await);
+    whole(&pool, &server).await.expect("whole");
+    let now = Instant::now();
+    assert!(pool.resting.take_outworn(now).is_empty());
+    let outworn = pool.resting.take_outworn(now + LONGEST_REST);
+    assert_eq!(outworn.len(), 1);
+    assert!(pool.resting.lock().is_empty(), "nothing is kept of a pod without connections");
+    drop(outworn);
+    tokio::time::timeout(Duration::from_secs(20), server.closed.recv())
+        .await
+        .expect("in time")
+        .expect("closed");
+}
+
+#[test]
+fn hosts_are_named_as_clients_do() {
+    for (authority, host) in [("h:80", "h"), ("h:8000", "h:8000"), ("h", "h"), ("[fd00::1]:80", "[fd00::1]")]
+    {
+        assert_eq!(host_of(&authority.parse().expect("an authority")), host);
+    }
+}
