@@ -129,8 +129,8 @@ impl<'a> Asked<'a> {
     /// themselves anew.
     #[must_use]
     pub fn with_trust(self, trusted: &TrustedHeaders) -> Self {
-        let sticky_user = trusted.user_to_stick_to(self.headers, self.prompt.user.as_deref());
-        Self { sticky_user, ..self }
+        let told = || trusted.user_to_stick_to(self.headers, self.prompt.user.as_deref());
+        Self { sticky_user: self.identity.user.as_deref().or_else(told), ..self }
     }
 
     /// The question in lower case; made once, when a rule first asks.
