@@ -38,6 +38,7 @@ pub mod select;
 pub mod server;
 pub mod shadow;
 pub mod slices;
+pub mod small_writes;
 pub mod snapshot;
 pub mod sources;
 pub mod split;

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -29,6 +30,8 @@ use tokio::net::TcpStream;
 use tokio::task::unconstrained;
 use tokio::time::MissedTickBehavior;
 use tower::ServiceExt;
+
+use crate::small_writes::SmallWrites;
 
 /// How long a connection rests before it is closed.
 const LONGEST_REST: Duration = Duration::from_secs(60);
@@ -79,7 +82,8 @@ impl Pool {
     /// When there is none.
     pub async fn call(&self, mut request: Request<Full<Bytes>>) -> Result<Response<PodBody>, CallError> {
         let uri = std::mem::take(request.uri_mut());
-        let authority = uri.authority().cloned().ok_or_else(|| CallError::Connect("the URI has no host".into()))?;
+        let authority =
+            uri.authority().cloned().ok_or_else(|| CallError::Connect("the URI has no host".into()))?;
         let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
         if let Ok(host) = HeaderValue::from_str(host_of(&authority)) {
@@ -93,7 +97,12 @@ impl Pool {
             match line.ask(request).await {
                 Ok(response) => {
                     let resting = Arc::clone(&self.resting);
-                    return Ok(response.map(|incoming| PodBody { incoming, line: Some(line), authority, resting }));
+                    return Ok(response.map(|incoming| PodBody {
+                        incoming,
+                        line: Some(line),
+                        authority,
+                        resting,
+                    }));
                 }
                 Err(Unanswered { unsent: Some(again), .. }) if rested => request = again,
                 Err(Unanswered { error, .. }) => return Err(error),
@@ -104,6 +113,7 @@ impl Pool {
     async fn connect(&self, uri: &Uri) -> Result<Box<Line>, CallError> {
         let connected = self.connector.clone().oneshot(uri.clone()).await;
         let stream = connected.map_err(|error| CallError::Connect(error.into()))?;
+        let stream = TokioIo::new(SmallWrites(stream.into_inner()));
         let (sender, connection) = http1::handshake(stream).await?;
         Ok(Box::new(Line { sender, connection, ended: false }))
     }
@@ -117,7 +127,7 @@ fn host_of(authority: &Authority) -> &str {
 /// One connection.
 struct Line {
     sender: SendRequest<Full<Bytes>>,
-    connection: Connection<TokioIo<TcpStream>, Full<Bytes>>,
+    connection: Connection<TokioIo<SmallWrites<TcpStream>>, Full<Bytes>>,
     ended: bool,
 }
 
@@ -141,8 +151,9 @@ impl Line {
 
     /// Whether it can take a request, as far as is known here. Nobody is woken for it from now on.
     fn is_free(&mut self) -> bool {
-        let mut nobody = Context::from_waker(Waker::noop());
-        self.drive(&mut nobody).is_pending() && self.sender.is_ready()
+        // Not as work of the task: one that has done enough for now would see a connection that is not ready.
+        let driven = pin!(unconstrained(poll_fn(|cx| self.drive(cx))));
+        driven.poll(&mut Context::from_waker(Waker::noop())).is_pending() && self.sender.is_ready()
     }
 
     /// Sends a request and waits for the head of the answer.
@@ -150,7 +161,7 @@ impl Line {
         // The answer comes from the connection and from nowhere else, and it is looked for each time the connection was driven.
         // So nobody need be woken for it, and its channel must not count as work of the task, which would wake it again.
         let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
-        std::future::poll_fn(|cx| {
+        poll_fn(|cx| {
             let driven = self.drive(cx);
             match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Ok(response)) => Poll::Ready(Ok(response)),

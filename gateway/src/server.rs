@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::GatewayBody;
 use crate::metrics::Metrics;
+use crate::small_writes::SmallWrites;
 use crate::stall::StallGuard;
 
 /// What a listener allows its clients.
@@ -95,7 +96,7 @@ async fn connection<H, F>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let io = TokioIo::new(StallGuard::new(stream, limits.write_stall_timeout));
+    let io = TokioIo::new(StallGuard::new(SmallWrites(stream), limits.write_stall_timeout));
     let service = service_fn(|request| {
         let answer = handler(request);
         async move { Ok::<_, Infallible>(answer.await) }
