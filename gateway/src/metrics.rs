@@ -457,7 +457,7 @@ impl Metrics {
         let observe = |family: &Family<ApiLabels, Histogram>, members: &[_], time: Duration| {
             let find = || family.get_or_create_owned(&ApiLabels { api });
             once(members.get(api as usize), find, |histogram: &Histogram| {
-                histogram.observe(time.as_secs_f64())
+                histogram.observe(time.as_secs_f64());
             });
         };
         observe(&self.duration, durations, duration);

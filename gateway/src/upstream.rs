@@ -185,7 +185,10 @@ impl Upstream {
             Some(client) => timeout_at(deadline, of_provider(client, request)).await,
             None => timeout_at(deadline, self.of_pod(request)).await,
         };
-        let (head, body) = response.unwrap_or_else(|_| Err(times.late()))?;
+        let (head, body) = match response {
+            Ok(answered) => answered?,
+            Err(_) => return Err(times.late()),
+        };
         // A provider's words are read before they are passed on.
         if tls.is_none()
             && matches!(head.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
