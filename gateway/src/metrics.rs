@@ -1,5 +1,5 @@
 //! The gateway's metrics: their names, labels and buckets in one place. Labels are closed enums; only the metrics of variants
-//! (`observe::variant`) have names of routes and backends, which are operators' objects.
+//! (`observe::variant`) and of shadows (`shadow::metrics`) have names of routes and backends, which are operators' objects.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::observe::variant::{KnownVariants, Variant, VariantMetrics};
 use crate::policy::Why;
+use crate::shadow::metrics::ShadowMetrics;
 
 /// Which API a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -193,35 +194,6 @@ struct ApiLabels {
     api: Api,
 }
 
-/// Which shadow: names of operators' objects.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ShadowLabels {
-    /// `namespace/name` of the route.
-    pub route: String,
-    /// The backend that is asked.
-    pub backend: String,
-}
-
-/// What came of a mirrored request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum ShadowResult {
-    /// The shadow answered, and so did the live one.
-    Answered,
-    /// The shadow did not answer, or not in time.
-    Failed,
-    /// It was not asked: it had as many requests as it takes.
-    Dropped,
-    /// The live one did not answer, so there is nothing to compare with.
-    Incomparable,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ShadowResultLabels {
-    route: String,
-    backend: String,
-    result: ShadowResult,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FallbackLabels {
     reason: FallbackReason,
@@ -261,10 +233,8 @@ pub struct Metrics {
     failovers: Family<FailoverLabels, Counter>,
     fallbacks: Family<FallbackLabels, Counter>,
     hedges: Family<HedgeLabels, Counter>,
-    shadows: Family<ShadowResultLabels, Counter>,
-    shadow_latencies: Family<ShadowLabels, Histogram>,
-    shadow_lengths: Family<ShadowLabels, Histogram>,
-    shadow_similarities: Family<ShadowLabels, Histogram>,
+    /// Of mirrored requests.
+    pub shadows: ShadowMetrics,
     ejections: Counter,
     diverted: Counter,
     endpoint_choices: Family<ChoiceLabels, Counter>,
@@ -272,7 +242,7 @@ pub struct Metrics {
     prefix_matched: Counter,
     looked_up: LookedUp,
     snapshot_age: Gauge<f64, std::sync::atomic::AtomicU64>,
-    snapshot_builds: Counter,
+    snapshot_builds: Histogram,
     snapshot_problems: Gauge,
     source_errors: Counter,
     source_failing: Gauge,
@@ -318,16 +288,6 @@ fn once<M, T>(place: Option<&OnceLock<M>>, find: impl FnOnce() -> M, count: impl
 const DURATION_BUCKETS: [f64; 17] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
-/// Of one number by another: 1 is the same.
-fn ratios() -> Histogram {
-    Histogram::new([0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0])
-}
-
-/// Of cosines: 1 is the same meaning.
-fn similarities() -> Histogram {
-    Histogram::new([-0.5, 0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0])
-}
-
 fn histogram() -> Histogram {
     Histogram::new(DURATION_BUCKETS)
 }
@@ -346,10 +306,7 @@ impl Default for Metrics {
             failovers: Family::default(),
             fallbacks: Family::default(),
             hedges: Family::default(),
-            shadows: Family::default(),
-            shadow_latencies: Family::new_with_constructor(ratios),
-            shadow_lengths: Family::new_with_constructor(ratios),
-            shadow_similarities: Family::new_with_constructor(similarities),
+            shadows: ShadowMetrics::default(),
             ejections: Counter::default(),
             diverted: Counter::default(),
             endpoint_choices: Family::default(),
@@ -357,7 +314,7 @@ impl Default for Metrics {
             prefix_matched: Counter::default(),
             looked_up: LookedUp::default(),
             snapshot_age: Gauge::default(),
-            snapshot_builds: Counter::default(),
+            snapshot_builds: histogram(),
             snapshot_problems: Gauge::default(),
             source_errors: Counter::default(),
             source_failing: Gauge::default(),
@@ -393,14 +350,7 @@ impl Metrics {
         r.register("fallbacks", help, self.fallbacks.clone());
         let help = "Second questions to a backend that was slow to begin, by what came of them";
         r.register("hedges", help, self.hedges.clone());
-        let help = "Mirrored requests, by what came of them";
-        r.register("shadow_requests", help, self.shadows.clone());
-        let help = "How long a shadow took for its answer, divided by how long the live one took";
-        r.register("shadow_latency_ratio", help, self.shadow_latencies.clone());
-        let help = "Length of a shadow's answer in characters, divided by the live one's";
-        r.register("shadow_length_ratio", help, self.shadow_lengths.clone());
-        let help = "Cosine of the embeddings of a shadow's answer and the live one";
-        r.register("shadow_similarity", help, self.shadow_similarities.clone());
+        self.shadows.register(r);
         r.register("ejections", "Endpoints left alone for a while after failures", self.ejections.clone());
         let help = "Requests answered by another backend than the weights had chosen, because that one had no endpoint";
         r.register("diverted", help, self.diverted.clone());
@@ -415,7 +365,8 @@ impl Metrics {
         r.register_with_unit("prefix_match", help, Unit::Bytes, self.prefix_matched.clone());
         let help = "Age of the routing snapshot in force";
         r.register_with_unit("snapshot_age", help, Unit::Seconds, self.snapshot_age.clone());
-        r.register("snapshot_builds", "Routing snapshots built", self.snapshot_builds.clone());
+        let help = "How long it took to build a routing snapshot and put it in force";
+        r.register_with_unit("snapshot_build", help, Unit::Seconds, self.snapshot_builds.clone());
         r.register(
             "snapshot_problems",
             "What in the routing objects cannot be used",
@@ -506,27 +457,6 @@ impl Metrics {
         self.hedges.get_or_create(&HedgeLabels { result }).inc();
     }
 
-    /// A request was mirrored, or would have been.
-    pub fn shadowed(&self, of: &ShadowLabels, result: ShadowResult) {
-        let ShadowLabels { route, backend } = of.clone();
-        self.shadows.get_or_create(&ShadowResultLabels { route, backend, result }).inc();
-    }
-
-    /// A shadow took so many times as long as the live one.
-    pub fn shadow_latency(&self, of: &ShadowLabels, ratio: f64) {
-        self.shadow_latencies.get_or_create(of).observe(ratio);
-    }
-
-    /// A shadow's answer was so many times as long as the live one.
-    pub fn shadow_length(&self, of: &ShadowLabels, ratio: f64) {
-        self.shadow_lengths.get_or_create(of).observe(ratio);
-    }
-
-    /// A shadow's answer meant this much the same.
-    pub fn shadow_similarity(&self, of: &ShadowLabels, cosine: f64) {
-        self.shadow_similarities.get_or_create(of).observe(cosine);
-    }
-
     /// An endpoint was ejected.
     pub fn ejected(&self) {
         self.ejections.inc();
@@ -557,12 +487,12 @@ impl Metrics {
         self.known_variants.keep(&self.variants, variants);
     }
 
-    /// A snapshot came into force.
-    pub fn snapshot_built(&self, routes: usize, endpoints: usize, problems: usize) {
+    /// A snapshot came into force, after so long a time of work.
+    pub fn snapshot_built(&self, took: Duration, routes: usize, endpoints: usize, problems: usize) {
         let gauge = |gauge: &Gauge, value: usize| {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
-        self.snapshot_builds.inc();
+        self.snapshot_builds.observe(took.as_secs_f64());
         gauge(&self.routes, routes);
         gauge(&self.endpoints, endpoints);
         gauge(&self.snapshot_problems, problems);

@@ -2,6 +2,7 @@
 //!
 //! Owns the current snapshot and the facts behind /readyz. Sources publish, the request path reads, `app` sets draining.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::metrics::Metrics;
+use crate::shadow::metrics::ShadowLabels;
 use crate::snapshot::{Objects, RoutingSnapshot};
 
 /// The current snapshot and the gateway's readiness.
@@ -49,6 +51,7 @@ impl Routing {
 
     /// Builds a snapshot from what a source has now and puts it in force.
     pub fn publish(&self, objects: &Objects) {
+        let begun = Instant::now();
         let mut build = self.build.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.snapshot.load_full();
         let next = RoutingSnapshot::build(objects, &previous);
@@ -56,10 +59,12 @@ impl Routing {
             tracing::warn!(problem, "a routing object cannot be used as it is");
         }
         let (routes, endpoints) = (next.routes().len(), next.endpoint_count());
-        self.metrics.snapshot_built(routes, endpoints, next.problems().len());
         self.metrics.keep_variants(next.routes().into_iter().flat_map(|route| route.observed.variants()));
+        self.metrics.shadows.keep(&shadows(&next));
+        let problems = next.problems().len();
         self.snapshot.store(Arc::new(next));
         build.built = Instant::now();
+        self.metrics.snapshot_built(begun.elapsed(), routes, endpoints, problems);
         drop(build);
         let first = !self.synced.swap(true, Ordering::SeqCst);
         if first {
@@ -104,4 +109,12 @@ impl Routing {
         }
         Err(self.build.lock().unwrap_or_else(PoisonError::into_inner).waiting_for.clone())
     }
+}
+
+fn shadows(snapshot: &RoutingSnapshot) -> BTreeSet<ShadowLabels> {
+    let routes = snapshot.routes().into_iter();
+    let mirrored = routes.filter_map(|route| Some((route, route.shadow.as_ref()?)));
+    mirrored
+        .map(|(route, rule)| ShadowLabels { route: route.id.clone(), backend: rule.backend.clone() })
+        .collect()
 }

@@ -11,12 +11,11 @@ use clap::CommandFactory;
 use fairlead_crds::model_route::resilience::FallbackOn;
 use fairlead_gateway::config::Cli;
 use fairlead_gateway::headers;
-use fairlead_gateway::metrics::{
-    Api, FailoverResult, HedgeResult, Metrics, Outcome, RetryReason, ShadowLabels, ShadowResult,
-};
+use fairlead_gateway::metrics::{Api, FailoverResult, HedgeResult, Metrics, Outcome, RetryReason};
 use fairlead_gateway::observe::Variant;
 use fairlead_gateway::observe::variant::End;
 use fairlead_gateway::policy::Why;
+use fairlead_gateway::shadow::metrics::{ShadowLabels, ShadowResult};
 
 fn reference() -> String {
     let mut text = "# fairlead-gateway serve\n\nGenerated from the program by its tests; edit `gateway/src/config.rs` and \
@@ -48,10 +47,10 @@ fn reference() -> String {
     metrics.fell_back(FallbackOn::Error);
     metrics.hedged(HedgeResult::Won);
     let shadow = ShadowLabels { route: "ns/name".to_owned(), backend: "v2".to_owned() };
-    metrics.shadowed(&shadow, ShadowResult::Answered);
-    metrics.shadow_latency(&shadow, 1.0);
-    metrics.shadow_length(&shadow, 1.0);
-    metrics.shadow_similarity(&shadow, 1.0);
+    metrics.shadows.counted(&shadow, ShadowResult::Answered);
+    metrics.shadows.latency(&shadow, 1.0);
+    metrics.shadows.length(&shadow, 1.0);
+    metrics.shadows.similarity(&shadow, 1.0);
     let rendered = metrics.render(Duration::ZERO).expect("metrics");
     let field = |kind: &str, name: &str| {
         let prefix = format!("# {kind} {name} ");

@@ -14,11 +14,12 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::compare;
 use super::live::{LiveAnswer, MOST_COMPARED, Watch};
+use super::metrics::{ShadowLabels, ShadowResult};
 use super::rule::{Embedder, ShadowRule};
 use crate::endpoint::{Endpoint, least_loaded};
 use crate::failover::kept::NOTES;
 use crate::headers;
-use crate::metrics::{Api, ShadowLabels, ShadowResult};
+use crate::metrics::Api;
 use crate::provider::body;
 use crate::proxy::Gateway;
 use crate::request::InferenceRequest;
@@ -75,7 +76,7 @@ pub fn mirror(
         return None;
     }
     let labels = ShadowLabels { route: route.id.clone(), backend: rule.backend.clone() };
-    let dropped = |result| gateway.metrics().shadowed(&labels, result);
+    let dropped = |result| gateway.metrics().shadows.counted(&labels, result);
     let Ok(place) = Arc::clone(&rule.places).try_acquire_owned() else {
         dropped(ShadowResult::Dropped);
         return None;
@@ -124,23 +125,23 @@ pub fn mirror(
 impl Leg {
     async fn run(self) {
         let Self { gateway, rule, labels, call, live, _place } = self;
-        let metrics = gateway.metrics();
+        let metrics = &gateway.metrics().shadows;
         let answered = tokio::time::timeout(rule.timeout, ask(&gateway, call, rule.timeout)).await;
         let Ok(Some(answered)) = answered else {
-            metrics.shadowed(&labels, ShadowResult::Failed);
+            metrics.counted(&labels, ShadowResult::Failed);
             return;
         };
         // A live answer that is much slower than its shadow is not waited for without end either.
         let live = match tokio::time::timeout(rule.timeout, live).await {
             Ok(Ok(live)) if live.ok => live,
             _ => {
-                metrics.shadowed(&labels, ShadowResult::Incomparable);
+                metrics.counted(&labels, ShadowResult::Incomparable);
                 return;
             }
         };
-        metrics.shadowed(&labels, ShadowResult::Answered);
+        metrics.counted(&labels, ShadowResult::Answered);
         if let Some(ratio) = compare::ratio(answered.took.as_secs_f64(), live.took.as_secs_f64()) {
-            metrics.shadow_latency(&labels, ratio);
+            metrics.latency(&labels, ratio);
         }
         let Some(pieces) = live.pieces else { return };
         let of_live = compare::text(&pieces, live.events);
@@ -149,7 +150,7 @@ impl Leg {
         #[allow(clippy::cast_precision_loss)]
         let length = |text: &str| text.chars().count() as f64;
         if let Some(ratio) = compare::ratio(length(&of_shadow), length(&of_live)) {
-            metrics.shadow_length(&labels, ratio);
+            metrics.length(&labels, ratio);
         }
         let Some(embedder) = rule.embedder.as_ref().filter(|_| !of_live.is_empty() && !of_shadow.is_empty())
         else {
@@ -158,7 +159,7 @@ impl Leg {
         let compared =
             tokio::time::timeout(COMPARISON, similarity(&gateway, embedder, &of_live, &of_shadow)).await;
         if let Ok(Some(similarity)) = compared {
-            metrics.shadow_similarity(&labels, similarity);
+            metrics.similarity(&labels, similarity);
         }
     }
 }

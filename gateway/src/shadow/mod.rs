@@ -8,4 +8,5 @@
 pub mod compare;
 pub mod leg;
 pub mod live;
+pub mod metrics;
 pub mod rule;
