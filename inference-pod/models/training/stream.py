@@ -21,6 +21,8 @@ SYSTEMS = ("You are a helpful assistant.", "Answer from the context.", "You are 
 REPEATS = ("Say that again.", "Repeat it.", "What does it say?", "Read it to me.")
 
 
+# How much rarer made-up relations are absent.
+UNKNOWN = 0.5
 # Part of the verbs that are made up (words.Words).
 INVENTED = 0.3
 
@@ -43,7 +45,7 @@ STAGES = (
     Stage(350, (2, 3), 0.25, 0.5, 0.015, verbal=0.2, technical=0.15, repeated=0.05),
     Stage(900, (1, 2, 3, 3, 4), 0.25, 0.6, 0.015, 0.25, 0.03, 0.15, 0.04),
     Stage(1600, (1, 2, 3, 3, 4, 4, 5, 6), 0.27, 0.65, 0.015, 0.27, 0.05, 0.16, 0.04),
-    Stage(3600, (1, 2, 3, 3, 4, 4, 5, 6), 0.4, 0.75, 0.05, 0.2, 0.1, 0.14, 0.03),
+    Stage(3600, (1, 2, 3, 3, 4, 4, 5, 6), 0.44, 0.75, 0.05, 0.17, 0.14, 0.14, 0.03),
 )
 
 
@@ -100,6 +102,9 @@ class Stream:
             # Its sentences are long.
             counts, longest = [min(4, count) for count in counts], longest if r.random() < 0.4 else 1
         absent = stage.absent if self.absent is None or not stage.absent else self.absent
+        if form < stage.verbal + stage.strange:
+            # Of a relation that it does not know it shall rather say what it finds of the entity: it may be a synonym.
+            absent *= UNKNOWN
         return passages.item(w, r.choice(counts), r.random() < absent, stage.hard, target=target, longest=longest)
 
     def example(self, step):
