@@ -100,6 +100,7 @@ impl Pool {
                     return Ok(response.map(|incoming| PodBody {
                         incoming,
                         line: Some(line),
+                        passing: false,
                         authority,
                         resting,
                     }));
@@ -164,7 +165,11 @@ impl Line {
         poll_fn(|cx| {
             let driven = self.drive(cx);
             match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(Ok(response)) => Poll::Ready(Ok(response)),
+                Poll::Ready(Ok(response)) => {
+                    // The connection waits for the body to be asked for, which must not wake who asks.
+                    let _ = self.drive(&mut Context::from_waker(Waker::noop()));
+                    Poll::Ready(Ok(response))
+                }
                 Poll::Ready(Err(mut failed)) => {
                     let unsent = failed.take_message();
                     Poll::Ready(Err(Unanswered { error: failed.into_error().into(), unsent }))
@@ -191,16 +196,23 @@ pub struct PodBody {
     incoming: Incoming,
     /// `None` after the end.
     line: Option<Box<Line>>,
+    /// A frame was passed on since nothing more was there.
+    passing: bool,
     authority: Authority,
     resting: Arc<Resting>,
 }
 
 impl PodBody {
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.line.as_mut().map_or(Poll::Ready(Ok(())), |line| line.drive(cx))
+    }
+
     /// The connection rests after the last frame.
     fn passed(
         &mut self,
         frame: Option<hyper::Result<Frame<Bytes>>>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.passing = true;
         if frame.is_none()
             && let Some(mut line) = self.line.take()
             && line.is_free()
@@ -225,10 +237,19 @@ impl Body for PodBody {
         if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(nobody) {
             return this.passed(frame);
         }
-        let driven = this.line.as_mut().map_or(Poll::Ready(Ok(())), |line| line.drive(cx));
+        // To take a frame wakes whom the connection was driven for. So what has come is fetched for nobody, and for the task only
+        // when it is about to wait.
+        if !this.passing {
+            let _ = this.drive(nobody);
+            if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(nobody) {
+                return this.passed(frame);
+            }
+        }
+        let driven = this.drive(cx);
         if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(nobody) {
             return this.passed(frame);
         }
+        this.passing = false;
         let error = ready!(driven).err().map_or(BodyError::Ended, BodyError::from);
         this.line = None;
         Poll::Ready(Some(Err(error)))
