@@ -196,6 +196,8 @@ pub struct Finding {
     pub stable_requests: Option<u64>,
     /// `Step`, `Recent`.
     pub window: String,
+    /// Since when the recent requests began.
+    pub since: Option<String>,
     /// All of it in words.
     pub message: Option<String>,
 }

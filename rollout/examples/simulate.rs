@@ -11,10 +11,12 @@
     clippy::cast_sign_loss
 )]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use fairlead_rollout::stretch::Live;
 use fairlead_rollout::{
-    Bound, Counts, Gate, Metric, Observation, OnUndecided, Phase, Plan, Reason, Step, Verdict, decide,
+    Bound, Counts, Gate, Metric, Observation, OnUndecided, Phase, Plan, Reason, Step, Verdict, decide, window,
 };
 use jiff::Timestamp;
 use rand::rngs::StdRng;
@@ -29,6 +31,10 @@ const ALPHA: f64 = 0.05;
 const REQUESTS_PER_SECOND: f64 = 10.0;
 /// Requests of each variant between two looks, where a worse version is looked for.
 const BETWEEN_LOOKS: u64 = 25;
+/// Requests of each variant in an interval, where it breaks late.
+const PER_LOOK: u64 = 150;
+/// Long steps of two identical versions, and their intervals.
+const LONG: (u64, u64) = (500, 2_000);
 
 /// How a version behaves: failures, and log-normal latencies as servers have them.
 #[derive(Clone, Copy)]
@@ -90,16 +96,51 @@ fn plan() -> Plan {
     }
 }
 
+/// What the gateways count, as they count it.
+#[derive(Clone)]
+struct Gateways {
+    epoch: u64,
+    interval: Duration,
+    live: Live,
+    step: [Counts; 2],
+    stretches: [BTreeMap<i64, Counts>; 2],
+}
+
+impl Gateways {
+    fn new(epoch: u64, interval: Duration, now: Timestamp) -> Self {
+        let live = Live::new(window(now, interval));
+        Self { epoch, interval, live, step: Default::default(), stretches: Default::default() }
+    }
+
+    /// Requests that began and ended at this moment.
+    fn count(&mut self, now: Timestamp, counted: [&Counts; 2]) {
+        self.live.advance(window(now, self.interval));
+        for (place, counts) in counted.into_iter().enumerate() {
+            self.step[place].merge(counts);
+            let stretches = &mut self.stretches[place];
+            stretches.retain(|begun, _| self.live.begun().contains(begun));
+            self.live.begun().iter().for_each(|begun| stretches.entry(*begun).or_default().merge(counts));
+        }
+    }
+
+    fn told(&self) -> Observation {
+        let ([canary, stable], [recent_canary, recent_stable]) = (self.step.clone(), self.stretches.clone());
+        Observation { epoch: self.epoch, canary, stable, recent_canary, recent_stable, ..nothing() }
+    }
+}
+
 /// Whether a rollout of a version that is no other was rolled back.
-fn taken_for_worse(plan: &Plan, seed: u64) -> bool {
+///
+/// `lasts`: when nobody looks any more, in seconds.
+fn taken_for_worse(plan: &Plan, seed: u64, lasts: Option<i64>) -> bool {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut now = Timestamp::from_second(1_800_000_000).unwrap();
-    let (mut seen, mut last) = (nothing(), [Counts::default(), Counts::default()]);
-    let mut decision = decide(Some(plan), &plan.stable, None, &seen, None, now);
+    let ends = lasts.map(|lasts| Timestamp::from_second(1_800_000_000 + lasts).unwrap());
+    let mut decision = decide(Some(plan), &plan.stable, None, &nothing(), None, now);
+    let mut gateways = Gateways::new(decision.state.epoch, plan.interval, now);
     while let Some(wait) = decision.next {
-        if seen.epoch != decision.state.epoch {
-            seen = Observation { epoch: decision.state.epoch, ..nothing() };
-            last = [Counts::default(), Counts::default()];
+        if gateways.epoch != decision.state.epoch {
+            gateways = Gateways::new(decision.state.epoch, plan.interval, now);
         }
         let share = f64::from(decision.state.weight) / 100.0;
         let mut this = [Counts::default(), Counts::default()];
@@ -107,14 +148,12 @@ fn taken_for_worse(plan: &Plan, seed: u64) -> bool {
             let counts = if rng.random_range(0.0..1.0) < share { &mut this[0] } else { &mut this[1] };
             STABLE.answer(counts, &mut rng);
         }
-        seen.canary.merge(&this[0]);
-        seen.stable.merge(&this[1]);
-        [seen.recent_canary, seen.recent_stable] = last;
-        seen.recent_canary.merge(&this[0]);
-        seen.recent_stable.merge(&this[1]);
-        last = this;
+        gateways.count(now, [&this[0], &this[1]]);
         now += wait;
-        decision = decide(Some(plan), &plan.stable, Some(&decision.state), &seen, None, now);
+        decision = decide(Some(plan), &plan.stable, Some(&decision.state), &gateways.told(), None, now);
+        if ends.is_some_and(|ends| now >= ends) {
+            break;
+        }
     }
     decision.state.phase == Phase::RolledBack && decision.state.reason == Reason::GateFailed
 }
@@ -160,50 +199,66 @@ fn detection(case: &Case<'_>) -> Value {
     })
 }
 
-/// Requests of the canary from the moment at which it breaks, late in a long step, until it is taken back. It had so many good ones.
-fn late(name: &str, good: u64, broken: Version) -> Value {
-    let plan = Plan { steps: vec![Step { weight: 50, hold: Duration::from_secs(7 * 24 * 3600) }], ..plan() };
-    let per_look = 150;
-    let mut needed: Vec<u64> = (0..TRIALS / 4)
-        .map(|seed| {
-            let mut rng = StdRng::seed_from_u64(seed);
-            let mut now = Timestamp::from_second(1_800_000_000).unwrap();
-            let mut decision = decide(Some(&plan), &plan.stable, None, &nothing(), None, now);
-            let (mut whole, mut last) =
-                ([Counts::default(), Counts::default()], [Counts::default(), Counts::default()]);
-            let mut requests = 0;
-            while decision.state.phase == Phase::Progressing && requests < good + 100_000 {
-                let mine = if requests < good { STABLE } else { broken };
-                let mut this = [Counts::default(), Counts::default()];
-                for _ in 0..per_look {
-                    mine.answer(&mut this[0], &mut rng);
-                    STABLE.answer(&mut this[1], &mut rng);
-                }
-                let both = |place: usize| {
-                    let mut both: Counts = last[place].clone();
-                    both.merge(&this[place]);
-                    both
-                };
-                let (recent_canary, recent_stable) = (both(0), both(1));
-                (0..2).for_each(|place| whole[place].merge(&this[place]));
-                let [canary, stable] = whole.clone();
-                let epoch = decision.state.epoch;
-                let seen = Observation { epoch, canary, stable, recent_canary, recent_stable, ..nothing() };
+/// The good past of a canary, without a look at it.
+fn good_past(plan: &Plan, looks: u64, seed: u64) -> (Gateways, Timestamp) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut now = Timestamp::from_second(1_800_000_000).unwrap();
+    // The first step of a rollout counts as 1.
+    let mut gateways = Gateways::new(1, plan.interval, now);
+    for _ in 0..looks {
+        let this = an_interval(STABLE, &mut rng);
+        gateways.count(now, [&this[0], &this[1]]);
+        now += plan.interval;
+    }
+    (gateways, now)
+}
+
+/// An interval's requests of a canary and of stable.
+fn an_interval(canary: Version, rng: &mut StdRng) -> [Counts; 2] {
+    let mut this = [Counts::default(), Counts::default()];
+    for _ in 0..PER_LOOK {
+        canary.answer(&mut this[0], rng);
+        STABLE.answer(&mut this[1], rng);
+    }
+    this
+}
+
+/// Intervals from the moment at which a canary breaks, late in a long step, until it is taken back: it had so many good ones before.
+fn late(good: u64, cases: &[(&str, Version)]) -> Vec<Value> {
+    let plan =
+        Plan { steps: vec![Step { weight: 50, hold: Duration::from_secs(365 * 24 * 3600) }], ..plan() };
+    let begun = Timestamp::from_second(1_800_000_000).unwrap();
+    let began = decide(Some(&plan), &plan.stable, None, &nothing(), None, begun).state;
+    let mut needed = vec![Vec::new(); cases.len()];
+    for seed in 0..TRIALS / 4 {
+        let past = good_past(&plan, good, seed);
+        for (needed, (_, broken)) in needed.iter_mut().zip(cases) {
+            let (mut gateways, mut now) = past.clone();
+            // Another future than the past was.
+            let mut rng = StdRng::seed_from_u64(seed + TRIALS);
+            let mut state = began.clone();
+            let mut intervals = 0_u64;
+            while state.phase == Phase::Progressing && intervals < 1_000 {
+                let this = an_interval(*broken, &mut rng);
+                gateways.count(now, [&this[0], &this[1]]);
                 now += plan.interval;
-                decision = decide(Some(&plan), &plan.stable, Some(&decision.state), &seen, None, now);
-                last = this;
-                requests += per_look;
+                state = decide(Some(&plan), &plan.stable, Some(&state), &gateways.told(), None, now).state;
+                intervals += 1;
             }
-            requests.saturating_sub(good)
+            needed.push(intervals);
+        }
+    }
+    let row = |(needed, (name, _)): (&mut Vec<u64>, &(&str, Version))| {
+        needed.sort_unstable();
+        let at = |part: f64| needed[((needed.len() as f64 * part) as usize).min(needed.len() - 1)];
+        let name = format!("after {} good requests: {name}", good * PER_LOOK);
+        println!("{name:<74} {:>8} {:>8}", at(0.5), at(0.9));
+        json!({
+            "metric": format!("{name}: intervals of {PER_LOOK} requests from then until it is taken back, median"),
+            "unit": "intervals", "ours": at(0.5), "better": "lower", "ninetiethPercentile": at(0.9),
         })
-        .collect();
-    needed.sort_unstable();
-    let at = |part: f64| needed[((needed.len() as f64 * part) as usize).min(needed.len() - 1)];
-    println!("{name:<74} {:>8} {:>8}", at(0.5), at(0.9));
-    json!({
-        "metric": format!("{name}: requests of the canary from then until it is taken back, median"),
-        "unit": "requests", "ours": at(0.5), "better": "lower", "ninetiethPercentile": at(0.9),
-    })
+    };
+    needed.iter_mut().zip(cases).map(row).collect()
 }
 
 fn nothing() -> Observation {
@@ -250,30 +305,49 @@ fn main() {
             slower(2.0),
         ),
     ]);
-    println!("\nafter 100,000 good requests, 150 an interval, four gates");
-    found.extend([
-        late("late in a step: errors 1 % -> 5 %", 99_900, errors(0.05)),
-        late("late in a step: errors 1 % -> 20 %", 99_900, errors(0.2)),
-        late("late in a step: time to first token 100 % worse", 99_900, slower(2.0)),
-    ]);
+    println!(
+        "\nintervals from when it breaks until it is taken back, {PER_LOOK} requests an interval, four gates"
+    );
+    let cases = [
+        ("errors 1 % -> 2 %", errors(0.02)),
+        ("errors 1 % -> 5 %", errors(0.05)),
+        ("errors 1 % -> 20 %", errors(0.2)),
+        ("time to first token 25 % worse", slower(1.25)),
+        ("time to first token 100 % worse", slower(2.0)),
+    ];
+    for good in [67, 667, 6_667] {
+        found.extend(late(good, &cases));
+    }
 
     let plan = plan();
-    let wrong = (0..ROLLOUTS).filter(|seed| taken_for_worse(&plan, *seed)).count();
+    let wrong = (0..ROLLOUTS).filter(|seed| taken_for_worse(&plan, *seed, None)).count();
     println!(
         "\n{wrong} of {ROLLOUTS} rollouts of two identical versions were rolled back: {:.2} %, alpha is {:.0} %",
         100.0 * wrong as f64 / ROLLOUTS as f64,
         100.0 * ALPHA
     );
+    let (rollouts, looks) = LONG;
+    let half = Step { weight: 50, hold: Duration::from_secs(365 * 24 * 3600) };
+    let long = Plan { steps: vec![half], gates: plan.gates[..2].to_vec(), ..plan.clone() };
+    let lasts = i64::try_from(looks * plan.interval.as_secs()).unwrap();
+    let late = (0..rollouts).filter(|seed| taken_for_worse(&long, *seed, Some(lasts))).count();
+    println!("{late} of {rollouts} steps of {looks} intervals, two gates, were rolled back");
     if let Some(file) = std::env::args().nth(1) {
         let conditions = json!({
             "alpha": ALPHA, "rollouts": ROLLOUTS, "steps": [5, 25, 50], "gates": plan.gates.len(), "looksPerStep": 10,
             "requestsPerSecond": REQUESTS_PER_SECOND, "trialsOfWorseVersions": TRIALS,
             "workload": "errors 1 %; log-normal time to first token, tokens of an answer and time between tokens; seeded",
         });
-        let mut rows = vec![json!({
-            "metric": "rollouts of two identical versions that were rolled back, bounds exactly where they lie",
-            "unit": "share", "ours": wrong as f64 / ROLLOUTS as f64, "better": "lower", "goal": ALPHA,
-        })];
+        let mut rows = vec![
+            json!({
+                "metric": "rollouts of two identical versions that were rolled back, bounds exactly where they lie",
+                "unit": "share", "ours": wrong as f64 / ROLLOUTS as f64, "better": "lower", "goal": ALPHA,
+            }),
+            json!({
+                "metric": format!("the same in {rollouts} steps of {looks} intervals, two gates"),
+                "unit": "share", "ours": late as f64 / rollouts as f64, "better": "lower", "goal": ALPHA,
+            }),
+        ];
         rows.extend(found);
         let whole = json!({"conditions": conditions, "rows": rows});
         std::fs::write(file, format!("{whole:#}\n")).unwrap();

@@ -1,9 +1,20 @@
 //! A judgement as people read it: in the route's status, in its history and in events.
 
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::gate::{Bound, Judgement, Metric, Verdict, Window};
+use crate::gate::{Bound, Judgement, Metric, Verdict};
+
+/// Which requests were judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Window {
+    /// Those of the whole step.
+    #[default]
+    Step,
+    /// The latest of them.
+    Recent,
+}
 
 /// What was found of one gate at the last look. Numbers are decimals in strings; what is not known or has no bound is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -40,15 +51,18 @@ pub struct Finding {
     /// Values of stable, where compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stable_requests: Option<u64>,
-    /// Whether they are those of the whole step or of the last intervals.
+    /// Whether they are those of the whole step or the latest of them.
     pub window: Window,
+    /// Since when the latest of them began, where those were judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     /// All of it in words.
     pub message: String,
 }
 
 impl From<&Judgement> for Finding {
     fn from(judgement: &Judgement) -> Self {
-        let Judgement { gate, interval, verdict, window, values, canary, stable, note: _ } = judgement;
+        let Judgement { gate, interval, verdict, since, values, canary, stable, note: _ } = judgement;
         let bound = match gate.bound {
             Bound::Max(_) => "max",
             Bound::Min(_) => "min",
@@ -68,7 +82,8 @@ impl From<&Judgement> for Finding {
             verdict: *verdict,
             requests: *canary,
             stable_requests: *stable,
-            window: *window,
+            window: if since.is_some() { Window::Recent } else { Window::Step },
+            since: *since,
             message: words(judgement),
         }
     }
@@ -76,7 +91,7 @@ impl From<&Judgement> for Finding {
 
 /// What a judgement says, in one sentence.
 pub fn words(judgement: &Judgement) -> String {
-    let Judgement { gate, interval, verdict, window, values, canary, stable, note } = judgement;
+    let Judgement { gate, interval, verdict, since, values, canary, stable, note } = judgement;
     let mut name = format!("{:?}", gate.metric);
     if let Some(of) = &gate.of {
         name = format!("{name} {of}");
@@ -125,7 +140,7 @@ pub fn words(judgement: &Judgement) -> String {
             (false, false) => String::new(),
         };
     }
-    let when = if *window == Window::Recent { " in the last two intervals" } else { "" };
+    let when = since.map(|since| format!(" since {since}")).unwrap_or_default();
     if *canary > 0 {
         text += &format!("; {counted}{when}");
     }
@@ -218,7 +233,7 @@ mod tests {
             gate: Gate { metric: Metric::EndToEndLatency, ..gate },
             interval: Interval { low: 5.0, high: f64::INFINITY },
             verdict: Verdict::Fail,
-            window: Window::Recent,
+            since: Timestamp::from_second(1_800_000_000).ok(),
             values: (Some(f64::INFINITY), None),
             canary: 60,
             stable: None,
@@ -226,10 +241,11 @@ mod tests {
         };
         assert_eq!(
             words(&hung),
-            "EndToEndLatency p50 is without an answer (at most 3 s; it is 5 s or more; 60 requests in the last two intervals)"
+            "EndToEndLatency p50 is without an answer (at most 3 s; it is 5 s or more; 60 requests since 2027-01-15T08:00:00Z)"
         );
         // Nothing that JSON could not hold.
         let text = serde_json::to_string(&Finding::from(&hung)).unwrap();
+        assert!(text.contains("\"window\":\"Recent\",\"since\":\"2027-01-15T08:00:00Z\""), "{text}");
         assert!(!text.contains("null") && !text.contains("inf"), "{text}");
     }
 }

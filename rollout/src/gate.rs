@@ -1,9 +1,10 @@
 //! What a canary must keep to, and what the counts say about it so far.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::Interval;
-use crate::bernoulli::{difference, proportion};
+use crate::bernoulli::{difference, difference_holds, holds, proportion};
 use crate::counts::Counts;
 use crate::quantile::{quantile, quantile_ratio};
 
@@ -117,16 +118,6 @@ pub enum Verdict {
     NotMeasured,
 }
 
-/// Which requests were judged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-pub enum Window {
-    /// Those of the whole step.
-    #[default]
-    Step,
-    /// Those of the last one to two intervals.
-    Recent,
-}
-
 /// What was found of a gate that others judge.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct External {
@@ -153,8 +144,8 @@ pub struct Judgement {
     pub interval: Interval,
     /// What follows from it.
     pub verdict: Verdict,
-    /// Of which requests.
-    pub window: Window,
+    /// Which requests were judged: those that began since then, or those of the whole step.
+    pub since: Option<Timestamp>,
     /// The value itself: of the canary, and of stable where the bound compares with it.
     pub values: (Option<f64>, Option<f64>),
     /// How many values of the canary were counted.
@@ -195,11 +186,24 @@ impl Gate {
             gate: self.clone(),
             interval,
             verdict: if few { Verdict::TooFewRequests } else { bound.verdict(interval) },
-            window: Window::Step,
+            since: None,
             values: (values.0, values.1.filter(|_| compares)),
             canary: counted.0,
             stable: compares.then_some(counted.1),
             note: None,
+        }
+    }
+
+    /// Whether judging these counts may say `Fail`. Far cheaper than to judge where it may not.
+    pub fn may_fail(&self, canary: &Counts, stable: &Counts, alpha: f64) -> bool {
+        if self.metric != Metric::ErrorRate {
+            return true;
+        }
+        let (mine, theirs) = (canary.failed(), stable.failed());
+        match self.bound {
+            Bound::Max(limit) | Bound::Min(limit) => !holds(mine, limit, alpha),
+            Bound::MaxRegression(limit) => !difference_holds(mine, theirs, limit, alpha),
+            Bound::MinImprovement(limit) => !difference_holds(mine, theirs, -limit, alpha),
         }
     }
 
@@ -211,7 +215,7 @@ impl Gate {
             gate: self.clone(),
             interval: interval.unwrap_or(Interval { low: point, high: point }),
             verdict,
-            window: Window::Step,
+            since: None,
             values: (canary, stable),
             canary: counted.0,
             stable: counted.1,
@@ -264,6 +268,12 @@ mod tests {
             (Bound::MinImprovement(0.02), &fine, Verdict::Fail),
         ] {
             assert_eq!(verdict(Metric::ErrorRate, bound, canary, &fine), expected, "{bound:?} {canary:?}");
+            let gate = Gate { metric: Metric::ErrorRate, quantile: 0.9, bound, of: None };
+            assert!(expected != Verdict::Fail || gate.may_fail(canary, &fine, 0.01), "{bound:?} {canary:?}");
+            assert!(
+                expected != Verdict::Undecided || !gate.may_fail(canary, &fine, 0.01),
+                "{bound:?} {canary:?}"
+            );
         }
         assert_eq!(
             verdict(Metric::ErrorRate, Bound::MaxRegression(0.02), &fine, &errors(0, 10)),

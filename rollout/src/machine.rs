@@ -17,8 +17,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::counts::Counts;
 use crate::finding::{Finding, words};
-use crate::gate::{External, Gate, Judgement, Verdict, Window};
-use crate::plan::{OnUndecided, Plan, window};
+use crate::gate::{External, Gate, Judgement, Verdict};
+use crate::plan::{OnUndecided, Plan, begins, window};
+use crate::stretch::is_judged;
 
 pub use state::{Action, Ended, Entry, Observation, Phase, Promotion, Reason, Request, State};
 
@@ -330,11 +331,7 @@ impl Deciding<'_> {
 
     fn judge(&mut self, state: &mut State) {
         let (plan, seen) = (self.plan, self.seen);
-        let recent = {
-            // The older of the two stretches that gateways keep begins with the last interval but this one.
-            let number = |at| window(at, plan.interval);
-            plan.alpha_of_recent(number(self.now).saturating_sub(1).saturating_sub(number(state.step_began)))
-        };
+        let stretches = self.stretches(state);
         let nothing = Counts::default();
         // Counts of another epoch, as after a restart, are none of this step's.
         let of_now = |counts| if seen.epoch == state.epoch { counts } else { &nothing };
@@ -345,16 +342,39 @@ impl Deciding<'_> {
             }
             let (canary, stable) = (of_now(&seen.canary), of_now(&seen.stable));
             let of_step = gate.judge(canary, stable, plan.min_requests, plan.alpha_of_step());
-            let (canary, stable) = (of_now(&seen.recent_canary), of_now(&seen.recent_stable));
-            let of_late = recent.map(|alpha| gate.judge(canary, stable, plan.min_recent(), alpha));
+            if of_step.verdict == Verdict::Fail {
+                return of_step;
+            }
             // What is recent can only fail: a whole step is what a canary passes by.
-            of_late
-                .filter(|late| late.verdict == Verdict::Fail && of_step.verdict != Verdict::Fail)
-                .map_or(of_step, |late| Judgement { window: Window::Recent, ..late })
+            let late = stretches.iter().find_map(|(begun, alpha)| {
+                let canary = seen.recent_canary.get(begun)?;
+                let stable = seen.recent_stable.get(begun).unwrap_or(&nothing);
+                if !gate.may_fail(canary, stable, *alpha) {
+                    return None;
+                }
+                let late = gate.judge(canary, stable, plan.min_recent(), *alpha);
+                let since = begins(*begun, plan.interval);
+                (late.verdict == Verdict::Fail).then_some(Judgement { since, ..late })
+            });
+            late.unwrap_or(of_step)
         };
         self.judgements = plan.gates.iter().enumerate().map(judged).collect();
         state.analysis = self.judgements.iter().map(Finding::from).collect();
         state.lacking = (!seen.unread.is_empty()).then(|| brief(&seen.unread));
+    }
+
+    /// The stretches that are judged by now, each with its share of alpha; the latest first, as that says best when it began.
+    fn stretches(&self, state: &State) -> Vec<(i64, f64)> {
+        let (plan, seen) = (self.plan, self.seen);
+        if seen.epoch != state.epoch {
+            return Vec::new();
+        }
+        let number = |at| window(at, plan.interval);
+        let (now, step) = (number(self.now), number(state.step_began));
+        let told = seen.recent_canary.keys().rev().copied();
+        told.filter(|begun| is_judged(*begun, now))
+            .filter_map(|begun| Some((begun, plan.alpha_of_stretch(begun, step)?)))
+            .collect()
     }
 
     fn any(&self, verdict: Verdict) -> bool {

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::{Gate, Metric};
+use crate::stretch::share;
 
 /// A canary's way from nothing to everything.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +64,12 @@ pub fn window(now: Timestamp, interval: Duration) -> i64 {
     now.as_millisecond().div_euclid(length)
 }
 
+/// When the interval of that number begins; `None` where no calendar reaches.
+pub fn begins(number: i64, interval: Duration) -> Option<Timestamp> {
+    let length = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1);
+    Timestamp::from_millisecond(number.checked_mul(length)?).ok()
+}
+
 impl Plan {
     /// A step, counted from zero.
     pub fn step(&self, at: u32) -> Option<&Step> {
@@ -90,17 +97,13 @@ impl Plan {
         self.alpha_each() / 2.0
     }
 
-    /// The share for the counts that begin with the `number`th interval of a step: 1/2, 1/6, 1/12, … of what the whole step leaves,
-    /// which add up to all of it however long the step lasts. `None` for the first two, which the whole step's counts cover.
-    pub fn alpha_of_recent(&self, number: i64) -> Option<f64> {
-        let place = number.checked_sub(1).filter(|place| *place >= 1)?;
-        // A step of a million intervals still has an exact number here.
-        #[allow(clippy::cast_precision_loss)]
-        let place = place as f64;
-        Some(self.alpha_each() / 2.0 / (place * (place + 1.0)))
+    /// The share for the counts of the stretch that begins with interval `begun`, in a step that began in interval `step`. The shares of
+    /// all stretches add up to no more than what the whole step leaves. `None` for what the whole step's counts cover.
+    pub fn alpha_of_stretch(&self, begun: i64, step: i64) -> Option<f64> {
+        Some(self.alpha_each() / 2.0 * share(begun, step)?)
     }
 
-    /// Fewest requests for the recent counts. The interval is right with any number; a handful of failures of one moment should not
+    /// Fewest requests for the counts of a stretch. The interval is right with any number; a handful of failures of one moment should not
     /// be a verdict.
     pub fn min_recent(&self) -> u64 {
         (self.min_requests / 5).max(10).min(self.min_requests)
@@ -190,14 +193,10 @@ mod tests {
     #[test]
     fn all_shares_of_alpha_add_up_to_it_however_long_a_step_lasts() {
         let plan = plan();
-        let recent: f64 = (0..200_000).filter_map(|number| plan.alpha_of_recent(number)).sum();
+        let recent: f64 = (0..200_000).filter_map(|number| plan.alpha_of_stretch(number, 7)).sum();
         let of_step = plan.alpha_of_step() + recent;
-        assert!(of_step <= plan.alpha_each() && of_step > 0.999 * plan.alpha_each());
+        assert!(of_step <= plan.alpha_each() && of_step > 0.9 * plan.alpha_each());
         assert!((plan.alpha_each() * 4.0 - plan.alpha).abs() < 1e-12, "two steps, two gates that count");
-        assert_eq!(
-            [plan.alpha_of_recent(0), plan.alpha_of_recent(1), plan.alpha_of_recent(i64::MIN)],
-            [None; 3]
-        );
     }
 
     #[test]
@@ -233,5 +232,7 @@ mod tests {
         let number = |millis| window(at(millis), Duration::from_secs(30));
         assert_eq!([number(-1), number(0), number(29_999), number(30_000)], [-1, 0, 0, 1]);
         assert!(window(at(5), Duration::ZERO) == 5, "no division by nothing");
+        assert_eq!(begins(-1, Duration::from_secs(30)), Some(at(-30_000)));
+        assert_eq!(begins(i64::MAX, Duration::from_secs(30)), None);
     }
 }

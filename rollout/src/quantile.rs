@@ -31,7 +31,13 @@ pub fn quantile(values: &Histogram, p: f64, alpha: f64) -> Interval {
 /// The product of the two martingales is one too; a ratio is inside as long as some pair of quantiles with that ratio is.
 pub fn quantile_ratio(first: &Histogram, second: &Histogram, p: f64, alpha: f64) -> Interval {
     let limit = alpha.recip().ln();
-    let (first, second): (Vec<_>, Vec<_>) = (stretches(first, p).collect(), stretches(second, p).collect());
+    let (mut first, mut second): (Vec<_>, Vec<_>) =
+        (stretches(first, p).collect(), stretches(second, p).collect());
+    // Most stretches fit with none.
+    let least = |of: &[Stretch]| of.iter().map(|stretch| stretch.excess).fold(f64::INFINITY, f64::min);
+    let (mine, theirs) = (least(&first), least(&second));
+    first.retain(|stretch| stretch.excess + theirs <= limit);
+    second.retain(|stretch| stretch.excess + mine <= limit);
     let mut found = Interval { low: f64::INFINITY, high: 0.0 };
     for theirs in &second {
         // The excesses fall and then rise, so the plausible ones lie together.
@@ -61,9 +67,9 @@ fn stretches(values: &Histogram, p: f64) -> impl Iterator<Item = Stretch> {
         // The excess has one minimum, within one of where p puts it.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let likeliest = (p * float(of)).round() as u64;
-        let near =
-            [likeliest.saturating_sub(1), likeliest, likeliest + 1].map(|hits| hits.clamp(least, most));
-        let excess = near.map(|hits| excess(Tally { hits, of }, p)).into_iter().fold(f64::INFINITY, f64::min);
+        let (lower, upper) =
+            (likeliest.saturating_sub(1).clamp(least, most), (likeliest + 1).clamp(least, most));
+        let excess = (lower..=upper).map(|hits| excess(Tally { hits, of }, p)).fold(f64::INFINITY, f64::min);
         Stretch { low, high, excess }
     };
     let mut made = Vec::new();

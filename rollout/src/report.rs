@@ -48,15 +48,17 @@ pub struct RouteReport {
 pub struct BackendReport {
     /// Since the epoch began.
     pub step: Counts,
-    /// Of the requests of the last one to two intervals.
-    pub recent: Counts,
+    /// Of the requests since an interval began, by its number: the stretches that are kept ([`crate::stretch`]).
+    pub stretches: BTreeMap<i64, Counts>,
 }
 
 impl BackendReport {
     /// Adds what another has counted.
     pub fn merge(&mut self, other: &Self) {
         self.step.merge(&other.step);
-        self.recent.merge(&other.recent);
+        for (begun, counts) in &other.stretches {
+            self.stretches.entry(*begun).or_default().merge(counts);
+        }
     }
 }
 
@@ -136,7 +138,7 @@ mod tests {
     fn counted(requests: u64) -> BackendReport {
         BackendReport {
             step: Counts { requests, ..Counts::default() },
-            recent: Counts { requests: requests / 2, ..Counts::default() },
+            stretches: [(7, Counts { requests: requests / 2, ..Counts::default() })].into(),
         }
     }
 
@@ -189,6 +191,12 @@ mod tests {
         assert_eq!(serde_json::from_value::<Report>(json.clone()).unwrap(), report(3));
         json["routes"][0]["backends"]["v1"]["step"]["newer"] = serde_json::json!({});
         json["newer"] = serde_json::json!(1);
-        assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report(3));
+        assert_eq!(serde_json::from_value::<Report>(json.clone()).unwrap(), report(3));
+        // A gateway that keeps no stretches is judged by its step alone.
+        json["routes"][0]["backends"]["v2"] =
+            serde_json::json!({"step": {"requests": 10}, "recent": {"requests": 5}});
+        let older: Report = serde_json::from_value(json).unwrap();
+        let Sum { canary, unread, .. } = summed(vec![Ok(older), Ok(report(3))]);
+        assert_eq!((canary.step.requests, canary.stretches[&7].requests, unread.len()), (20, 5, 0));
     }
 }

@@ -34,7 +34,7 @@ pub fn sampled_difference(first: Tally, second: Tally, alpha: f64) -> Interval {
 }
 
 /// How many standard deviations a normal variable is off with a probability of `alpha`, to either side.
-fn normal_quantile(alpha: f64) -> f64 {
+pub(crate) fn normal_quantile(alpha: f64) -> f64 {
     let (mut within, mut without) = (0.0, 40.0);
     for _ in 0..60 {
         let middle = f64::midpoint(within, without);

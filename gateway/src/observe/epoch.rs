@@ -2,8 +2,11 @@
 //!
 //! A request takes a lock three times: when it begins, at its first token, at its end. The locks are sixteen for each backend, chosen by
 //! the thread (or by the subject, where the split is sticky: then a part of them holds a part of the subjects), so threads do
-//! not wait for one another. Memory is bounded by the buckets of the histograms and by the requests in flight. An epoch that is over is
-//! dropped with the last snapshot or request that knows it.
+//! not wait for one another. Memory is bounded by the buckets of the histograms, by the stretches that are kept and by the requests in
+//! flight. An epoch that is over is dropped with the last snapshot or request that knows it.
+
+mod cell;
+mod slot;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -12,13 +15,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fairlead_rollout::report::{BackendReport, PARTS};
-use fairlead_rollout::{Counts, Histogram, window};
+use fairlead_rollout::window;
 use k8s_openapi::jiff::Timestamp;
 
-use super::subjects::{Judged, Subjects};
+use super::subjects::Subjects;
+use cell::TICK;
+use slot::{Slot, Sums};
 
-/// The resolution of the ages of requests that have not ended.
-const TICK: Duration = Duration::from_millis(100);
+pub use slot::STEP;
 
 /// What makes an epoch another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,32 +45,13 @@ pub struct Epoch {
     subjects: Mutex<Subjects>,
 }
 
-/// The counts of one lock.
-#[derive(Debug, Default)]
-struct Slot {
-    step: Stretch,
-    /// Those since each of the last two intervals began, by the interval's number.
-    recent: Vec<(i64, Stretch)>,
-}
-
-/// What was counted since a moment, of the requests that began since then.
-#[derive(Clone, Debug, Default)]
-struct Stretch {
-    counts: Counts,
-    /// How many streamed requests that began in each tick have no token yet.
-    waiting: BTreeMap<u64, u64>,
-    /// How many requests that began in each tick have not ended.
-    running: BTreeMap<u64, u64>,
-}
-
 /// Where a request is counted; made when it begins.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     backend: usize,
     slot: usize,
     tick: u64,
-    window: i64,
-    judged: Judged,
+    counted: slot::Key,
 }
 
 /// What a request adds when something of it is known.
@@ -105,14 +90,15 @@ pub enum Ended {
 
 impl Epoch {
     /// An epoch that begins now.
-    pub fn new(key: EpochKey, interval: Duration, backends: &[&str]) -> Self {
-        let slots = || (0..PARTS).map(|_| Mutex::default()).collect();
+    pub fn new(key: EpochKey, interval: Duration, backends: &[&str], wall: Timestamp) -> Self {
+        let window = window(wall, interval);
+        let slots = || (0..PARTS).map(|_| Mutex::new(Slot::new(window))).collect();
         Self {
             key,
             interval,
             begun: Instant::now(),
             backends: backends.iter().map(|name| ((*name).to_owned(), slots())).collect(),
-            subjects: Mutex::default(),
+            subjects: Mutex::new(Subjects::new(window)),
         }
     }
 
@@ -131,33 +117,27 @@ impl Epoch {
     ) -> Option<Place> {
         let backend = self.backends.iter().position(|(name, _)| name == backend)?;
         let window = window(wall, self.interval);
-        let (judged, slot) = match subject {
-            None => (Judged::ALL, thread_slot()),
+        let (first, slot) = match subject {
+            None => (STEP, thread_slot()),
             Some(subject) => {
                 let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-                (subjects.note(subject, window), part(subject))
+                (subjects.note(subject, window)?, part(subject))
             }
         };
-        if judged == Judged::default() {
-            return None;
-        }
-        let place = Place { backend, slot, tick: self.tick(now), window, judged };
+        let place = Place { backend, slot, tick: self.tick(now), counted: (first, window) };
         let mut slot = self.slot(&place)?;
-        slot.rotate(window);
-        slot.each(&place, |stretch| {
-            *stretch.running.entry(place.tick).or_default() += 1;
-            if streamed {
-                *stretch.waiting.entry(place.tick).or_default() += 1;
-            }
-        });
+        slot.advance(window);
+        slot.cell(place.counted)?.begin(place.tick, streamed);
         drop(slot);
         Some(place)
     }
 
     /// Something of a request is known.
     pub fn add(&self, place: &Place, fact: Fact) {
-        if let Some(mut slot) = self.slot(place) {
-            slot.each(place, |stretch| stretch.add(place.tick, fact));
+        let Some(mut slot) = self.slot(place) else { return };
+        // What outlives its stretches, and is not counted in the step, is nobody's.
+        if let Some(cell) = slot.cell(place.counted) {
+            cell.add(place.tick, fact);
         }
     }
 
@@ -173,16 +153,13 @@ impl Epoch {
         let told = |slot: u32| parts.is_none_or(|(part, of)| of == 0 || slot % of == part);
         let tick = self.tick(now);
         let of = |slots: &Vec<Mutex<Slot>>| {
-            let mut report = BackendReport::default();
+            let mut sums = Sums::default();
             for (_, slot) in (0..).zip(slots).filter(|(number, _)| told(*number)) {
                 let mut slot = lock(slot);
-                slot.rotate(window);
-                report.step.merge(&slot.step.told(tick));
-                if let Some((_, stretch)) = slot.recent.iter().find(|(begun, _)| *begun < window) {
-                    report.recent.merge(&stretch.told(tick));
-                }
+                slot.advance(window);
+                slot.tell(tick, &mut sums);
             }
-            report
+            BackendReport::from(sums)
         };
         self.backends.iter().map(|(name, slots)| (name.clone(), of(slots))).collect()
     }
@@ -199,119 +176,6 @@ impl Epoch {
     fn tick(&self, now: Instant) -> u64 {
         let ticks = now.saturating_duration_since(self.begun).as_millis() / TICK.as_millis();
         u64::try_from(ticks).unwrap_or(u64::MAX)
-    }
-}
-
-impl Slot {
-    /// Keeps the stretches that began with this interval and with the last.
-    fn rotate(&mut self, window: i64) {
-        let live = [window.saturating_sub(1), window];
-        if self.recent.iter().map(|(begun, _)| *begun).eq(live) {
-            return;
-        }
-        self.recent.retain(|(begun, _)| live.contains(begun));
-        for begun in live {
-            if !self.recent.iter().any(|(it, _)| *it == begun) {
-                self.recent.push((begun, Stretch::default()));
-            }
-        }
-        self.recent.sort_by_key(|(begun, _)| *begun);
-    }
-
-    /// The stretches that a request is counted in, as far as they are live.
-    fn each(&mut self, place: &Place, mut apply: impl FnMut(&mut Stretch)) {
-        let Place { window, judged, .. } = *place;
-        if judged.step {
-            apply(&mut self.step);
-        }
-        for (begun, stretch) in &mut self.recent {
-            let counted =
-                (judged.this && *begun == window) || (judged.last && *begun == window.saturating_sub(1));
-            if counted {
-                apply(stretch);
-            }
-        }
-    }
-}
-
-impl Stretch {
-    fn add(&mut self, tick: u64, fact: Fact) {
-        let counts = &mut self.counts;
-        match fact {
-            Fact::FirstToken(seconds) => {
-                less(&mut self.waiting, tick);
-                counts.time_to_first_token.add(seconds);
-            }
-            Fact::BetweenTokens(seconds) => counts.inter_token_latency.add(seconds),
-            Fact::End { end, seconds, waiting } => {
-                less(&mut self.running, tick);
-                if waiting {
-                    less(&mut self.waiting, tick);
-                }
-                let first_token = &mut counts.time_to_first_token;
-                match end {
-                    Ended::Answered(tokens) => {
-                        counts.requests += 1;
-                        counts.end_to_end_latency.add(seconds);
-                        // An answer without any token: its end is the first that the client sees.
-                        if waiting {
-                            first_token.add(seconds);
-                        }
-                        if let Some(tokens) = tokens {
-                            counts.tokens_per_answer.add(tokens);
-                        }
-                    }
-                    Ended::Failed { between_unknown } => {
-                        counts.requests += 1;
-                        counts.errors += 1;
-                        counts.end_to_end_latency.add(f64::INFINITY);
-                        if waiting {
-                            first_token.add(f64::INFINITY);
-                        }
-                        if between_unknown {
-                            counts.inter_token_latency.add(f64::INFINITY);
-                        }
-                    }
-                    Ended::Left => {
-                        counts.unfinished.add(seconds);
-                        if waiting {
-                            counts.unanswered.add(seconds);
-                        }
-                    }
-                    Ended::Void => {}
-                }
-            }
-        }
-    }
-
-    /// The counts, with the ages of what has not ended.
-    fn told(&self, now: u64) -> Counts {
-        let mut counts = self.counts.clone();
-        add_ages(&mut counts.unanswered, &self.waiting, now);
-        add_ages(&mut counts.unfinished, &self.running, now);
-        counts
-    }
-}
-
-fn add_ages(to: &mut Histogram, begun: &BTreeMap<u64, u64>, now: u64) {
-    for (tick, count) in begun {
-        // Rather too young: from the end of the tick in which they began.
-        let age = TICK.mul_f64(ticks(now.saturating_sub(tick.saturating_add(1))));
-        to.add_many(age.as_secs_f64(), *count);
-    }
-}
-
-/// A hundred years have 3·10¹⁰ ticks.
-fn ticks(ticks: u64) -> f64 {
-    u32::try_from(ticks).map_or(f64::from(u32::MAX), f64::from)
-}
-
-fn less(of: &mut BTreeMap<u64, u64>, tick: u64) {
-    if let Some(count) = of.get_mut(&tick) {
-        *count -= 1;
-        if *count == 0 {
-            of.remove(&tick);
-        }
     }
 }
 

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use fairlead_crds::model_route::ModelRoute;
 use fairlead_crds::model_route::canary::Canary;
 use fairlead_rollout::Phase;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 pub use attempt::Observed;
@@ -45,7 +46,7 @@ impl RouteObserver {
         let names: Vec<&str> = route.spec.backends.iter().map(|backend| backend.name.as_str()).collect();
         let epoch = epoch_of(route).map(|(key, interval)| {
             let known = previous.and_then(|previous| previous.epoch.as_ref()).filter(|it| *it.key() == key);
-            known.cloned().unwrap_or_else(|| Arc::new(Epoch::new(key, interval, &names)))
+            known.cloned().unwrap_or_else(|| Arc::new(Epoch::new(key, interval, &names, Timestamp::now())))
         });
         Self {
             uid: route.uid().unwrap_or_default(),

@@ -4,52 +4,54 @@
 //! A table of bits of fixed size: a subject that falls on another's bit is taken for seen and not counted, whatever it feels, which
 //! costs requests and biases nothing. No subject is counted twice.
 
+use std::collections::BTreeMap;
+
+use fairlead_rollout::stretch::Live;
+
+use super::epoch::STEP;
+
 /// 2 million bits: of 100,000 subjects 2 % are not counted, of a million a third.
 const BITS: usize = 1 << 21;
 
-/// The subjects that were seen since the step began, and since each of the last two intervals began.
-#[derive(Debug, Default)]
+/// The subjects that were seen since the step began, and since each stretch began.
+#[derive(Debug)]
 pub struct Subjects {
     step: Seen,
-    windows: Vec<(i64, Seen)>,
-}
-
-/// What is counted of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Judged {
-    /// In the counts of the step.
-    pub step: bool,
-    /// In the counts that begin with the last interval.
-    pub last: bool,
-    /// In the counts that begin with this interval.
-    pub this: bool,
-}
-
-impl Judged {
-    /// A request that is independent of others.
-    pub const ALL: Self = Self { step: true, last: true, this: true };
+    live: Live,
+    /// By the interval that the stretch began with.
+    stretches: BTreeMap<i64, Seen>,
 }
 
 impl Subjects {
+    /// Nobody was seen before interval `window`.
+    pub fn new(window: i64) -> Self {
+        Self { step: Seen::default(), live: Live::new(window), stretches: BTreeMap::new() }
+    }
+
     /// Whether there was none.
     pub fn is_empty(&self) -> bool {
         self.step.0.is_empty()
     }
 
-    /// Notes a subject's request in an interval, and says where it is the first.
-    pub fn note(&mut self, subject: u64, window: i64) -> Judged {
-        self.windows.retain(|(begun, _)| *begun == window || *begun == window.saturating_sub(1));
-        let mut first_since = |begun: i64| {
-            if let Some((_, seen)) = self.windows.iter_mut().find(|(it, _)| *it == begun) {
-                return seen.first(subject);
+    /// Notes a subject's request in an interval. The first stretch that it is the first of its subject in, and so in all later ones:
+    /// [`STEP`] where it is the first of all. `None` where it is the first in none.
+    pub fn note(&mut self, subject: u64, window: i64) -> Option<i64> {
+        if self.live.advance(window) {
+            let begun = self.live.begun();
+            self.stretches.retain(|it, _| begun.contains(it));
+            for it in begun {
+                self.stretches.entry(*it).or_default();
             }
-            let mut seen = Seen::default();
-            let first = seen.first(subject);
-            self.windows.push((begun, seen));
-            first
-        };
-        let (last, this) = (first_since(window.saturating_sub(1)), first_since(window));
-        Judged { step: self.step.first(subject), last, this }
+        }
+        let mut first = None;
+        for (begun, seen) in self.stretches.iter_mut().rev() {
+            // Who was seen since then was seen since all earlier ones.
+            if !seen.first(subject) {
+                return first;
+            }
+            first = Some(*begun);
+        }
+        if self.step.first(subject) { Some(STEP) } else { first }
     }
 }
 
@@ -82,14 +84,15 @@ mod tests {
 
     #[test]
     fn a_subject_counts_once_in_a_step_and_once_in_each_stretch() {
-        let mut subjects = Subjects::default();
-        assert_eq!(subjects.note(7, 10), Judged::ALL);
-        assert_eq!(subjects.note(7, 10), Judged::default());
-        let next = Judged { this: true, ..Judged::default() };
-        assert_eq!(subjects.note(7, 11), next, "seen since interval 10 began, and not since 11");
-        assert_eq!(subjects.note(7, 12), next);
-        assert_eq!(subjects.note(7, 20), Judged { step: false, ..Judged::ALL });
-        assert!(subjects.windows.len() <= 3, "no more than the live ones");
+        let mut subjects = Subjects::new(9);
+        assert_eq!(subjects.note(7, 10), Some(STEP));
+        assert_eq!(subjects.note(7, 10), None);
+        assert_eq!(subjects.note(7, 11), Some(11), "seen since interval 10 began, and not since 11");
+        assert_eq!(subjects.note(7, 13), Some(12), "two intervals later two stretches have begun");
+        assert_eq!(subjects.note(8, 13), Some(STEP), "another");
+        assert_eq!(subjects.note(7, 13), None);
+        assert_eq!(subjects.note(8, 5_000).map(|first| first > 13), Some(true));
+        assert!(subjects.stretches.len() <= 12, "no more than the kept ones");
     }
 
     #[test]

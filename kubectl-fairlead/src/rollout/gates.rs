@@ -45,6 +45,9 @@ pub struct GateReport {
     pub stable_requests: Option<u64>,
     /// Whether only the latest requests were judged.
     pub recent: bool,
+    /// Since when those began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
     /// Requests of the canary, and of stable where compared, that are missing until it is judged at all.
     #[serde(skip_serializing_if = "is_zero")]
     pub missing: u64,
@@ -85,6 +88,7 @@ impl GateReport {
             requests,
             stable_requests,
             window,
+            since,
             message,
         } = finding;
         let mut gate = metric.clone();
@@ -109,12 +113,26 @@ impl GateReport {
             requests: *requests,
             stable_requests: *stable_requests,
             recent: window == "Recent",
+            since: since.clone(),
             missing,
             to_decide: None,
             message: message.clone().filter(|message| !message.is_empty()),
         };
         report.to_decide = report.estimate();
         report
+    }
+
+    /// Which requests, where not those of the whole step.
+    fn which(&self) -> String {
+        match &self.since {
+            _ if !self.recent => String::new(),
+            None => " (latest)".to_owned(),
+            // The time of the day in UTC; a date has no room in a table.
+            Some(since) => {
+                let time = since.split_once('T').map_or(since.as_str(), |(_, time)| time);
+                format!(" (since {})", time.trim_end_matches('Z'))
+            }
+        }
     }
 
     fn compares(&self) -> bool {
@@ -222,7 +240,7 @@ fn table(gates: &[GateReport], paint: Paint) -> Table {
             .right(7);
     for gate in gates {
         let value = |value: Option<f64>| value.map(|value| gate.value(value)).unwrap_or_default();
-        let recent = if gate.recent { " (latest)" } else { "" };
+        let recent = gate.which();
         table.row([
             format!("{}{recent}", gate.gate),
             value(gate.canary),
@@ -239,7 +257,7 @@ fn table(gates: &[GateReport], paint: Paint) -> Table {
 
 fn blocks(gates: &[GateReport], width: usize, paint: Paint) -> String {
     let block = |gate: &GateReport| {
-        let recent = if gate.recent { " (latest)" } else { "" };
+        let recent = gate.which();
         let value =
             |name: &str, value: Option<f64>| value.map(|value| format!("{name} {}", gate.value(value)));
         let missing = match (gate.missing, gate.to_decide) {

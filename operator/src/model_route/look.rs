@@ -52,8 +52,8 @@ pub async fn look(
         epoch: state.epoch,
         canary: canary.step,
         stable: stable.step,
-        recent_canary: canary.recent,
-        recent_stable: stable.recent,
+        recent_canary: canary.stretches,
+        recent_stable: stable.stretches,
         unread,
         external,
         ..seen

@@ -107,10 +107,10 @@ pub struct Observation {
     pub canary: Counts,
     /// The same of stable.
     pub stable: Counts,
-    /// What they counted of the canary in the last intervals.
-    pub recent_canary: Counts,
+    /// What they counted of the canary since an interval began, by its number: see [`crate::stretch`].
+    pub recent_canary: BTreeMap<i64, Counts>,
     /// The same of stable.
-    pub recent_stable: Counts,
+    pub recent_stable: BTreeMap<i64, Counts>,
     /// The gateways that could not be read, each with why.
     pub unread: Vec<String>,
     /// What others found, by the place of the gate in the plan.

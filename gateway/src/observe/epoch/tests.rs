@@ -1,11 +1,16 @@
+use fairlead_rollout::{Counts, Histogram};
+
 use super::*;
 
 const INTERVAL: Duration = Duration::from_secs(30);
 
 fn epoch() -> Epoch {
     let key = EpochKey { uid: "u".into(), fingerprint: "f".into(), epoch: 1 };
-    Epoch::new(key, INTERVAL, &["v1", "v2"])
+    Epoch::new(key, INTERVAL, &["v1", "v2"], Timestamp::from_second(1_800_000_000).expect("a time"))
 }
+
+/// The number of the interval that the epoch begins in; a multiple of 64.
+const FIRST: i64 = 60_000_000;
 
 /// So many seconds after the epoch began, on both clocks; it began with an interval.
 fn at(epoch: &Epoch, seconds: f64) -> (Instant, Timestamp) {
@@ -23,14 +28,18 @@ fn end(end: Ended, seconds: f64, waiting: bool) -> Fact {
 }
 
 #[test]
-fn an_answered_request_is_counted_in_the_step_and_in_both_stretches() {
+fn an_answered_request_is_counted_in_the_step_and_in_what_began_before() {
     let epoch = epoch();
-    let place = epoch.begin("v2", None, true, at(&epoch, 1.0)).expect("counted");
+    let place = epoch.begin("v2", None, true, at(&epoch, 31.0)).expect("counted");
     epoch.add(&place, Fact::FirstToken(0.3));
     epoch.add(&place, Fact::BetweenTokens(0.02));
     epoch.add(&place, end(Ended::Answered(Some(12.0)), 0.6, false));
-    let BackendReport { step, recent } = told(&epoch, "v2", 2.0);
-    assert_eq!(step, recent);
+    let BackendReport { step, stretches } = told(&epoch, "v2", 61.0);
+    assert_eq!(
+        stretches,
+        BTreeMap::from([(FIRST + 1, step.clone()), (FIRST + 2, Counts::default())]),
+        "the one that began with its interval, and not the next"
+    );
     assert_eq!((step.requests, step.errors), (1, 0));
     let histograms = [
         &step.time_to_first_token,
@@ -40,31 +49,97 @@ fn an_answered_request_is_counted_in_the_step_and_in_both_stretches() {
     ];
     assert_eq!(histograms.map(Histogram::count), [1; 4]);
     assert_eq!((step.unanswered.count(), step.unfinished.count()), (0, 0));
-    assert_eq!(told(&epoch, "v1", 2.0), BackendReport::default());
+    assert_eq!(told(&epoch, "v1", 2.0).step, Counts::default());
+}
+
+/// So many answered requests, in the middle of an interval of that number after the first.
+fn answered(epoch: &Epoch, subject: Option<u64>, interval: i64) -> Option<Place> {
+    let seconds = Duration::from_secs(30).as_secs_f64() * interval as f64 + 15.0;
+    let place = epoch.begin("v2", subject, false, at(epoch, seconds))?;
+    epoch.add(&place, end(Ended::Answered(None), 0.1, false));
+    Some(place)
+}
+
+fn in_interval(epoch: &Epoch, interval: i64) -> BackendReport {
+    told(epoch, "v2", 30.0 * interval as f64 + 29.0)
 }
 
 #[test]
-fn what_is_recent_is_what_began_in_this_interval_or_the_last() {
+fn every_stretch_counts_what_began_since_it_did() {
     let epoch = epoch();
-    for seconds in [1.0, 29.0, 31.0, 61.0] {
-        let place = epoch.begin("v2", None, false, at(&epoch, seconds)).expect("counted");
-        epoch.add(&place, end(Ended::Answered(None), 0.1, false));
-        let BackendReport { step, recent } = told(&epoch, "v2", seconds + 0.5);
-        let expected = match seconds {
-            1.0 => (1, 1),
-            29.0 => (2, 2),
-            31.0 => (3, 3),
-            _ => (4, 2),
-        };
-        assert_eq!((step.requests, recent.requests), expected, "{seconds}");
+    // As many requests in each interval as its number says.
+    for interval in 0..=700_i64 {
+        (0..interval).for_each(|_| drop(answered(&epoch, None, interval)));
+        let BackendReport { step, stretches } = in_interval(&epoch, interval);
+        let since = |begun: i64| (begun..=interval).sum::<i64>() as u64;
+        assert_eq!(step.requests, since(0));
+        for (begun, counts) in &stretches {
+            assert_eq!(counts.requests, since(begun - FIRST), "{begun} in {interval}");
+        }
+        assert!(stretches.len() <= 11 && (interval == 0 || stretches.contains_key(&(FIRST + interval))));
     }
-    assert_eq!(told(&epoch, "v2", 400.0).recent.requests, 0);
-    assert_eq!(told(&epoch, "v2", 400.0).step.requests, 4);
-    // A request that outlives its stretch is counted in the step alone.
-    let place = epoch.begin("v2", None, false, at(&epoch, 401.0)).expect("counted");
-    told(&epoch, "v2", 500.0);
-    epoch.add(&place, end(Ended::Answered(None), 99.0, false));
-    assert_eq!((told(&epoch, "v2", 501.0).step.requests, told(&epoch, "v2", 501.0).recent.requests), (5, 0));
+    let slots = &epoch.backends[1].1;
+    assert!(slots.iter().all(|slot| lock(slot).cells() <= 12), "memory is bounded");
+}
+
+#[test]
+fn of_a_subject_each_stretch_counts_the_first_request() {
+    let epoch = epoch();
+    let mut seen: Vec<(u64, i64)> = Vec::new();
+    let mut mixed = 1_u64;
+    for interval in 0..=150_i64 {
+        for _ in 0..6 {
+            mixed = mixed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Few enough that none falls on another's bit.
+            let subject = (mixed >> 33) % 40;
+            answered(&epoch, Some(subject), interval);
+            seen.push((subject, interval));
+        }
+        let BackendReport { step, stretches } = in_interval(&epoch, interval);
+        let since = |begun: i64| {
+            let subjects = seen.iter().filter(|(_, interval)| *interval >= begun).map(|(subject, _)| subject);
+            subjects.collect::<std::collections::BTreeSet<_>>().len() as u64
+        };
+        assert_eq!(step.requests, since(0));
+        for (begun, counts) in &stretches {
+            assert_eq!(counts.requests, since(begun - FIRST), "{begun} in {interval}");
+        }
+    }
+}
+
+#[test]
+fn what_outlives_its_stretch_is_counted_in_those_that_are_left() {
+    let epoch = epoch();
+    answered(&epoch, None, 2);
+    let place = epoch.begin("v2", None, true, at(&epoch, 155.0)).expect("counted");
+    let waits =
+        |stretches: &BTreeMap<i64, Counts>, begun: i64| stretches[&(FIRST + begun)].unanswered.count();
+    let BackendReport { step, stretches } = in_interval(&epoch, 5);
+    assert_eq!([4, 5].map(|begun| waits(&stretches, begun)), [1, 1]);
+    assert_eq!(step.unanswered.count(), 1);
+    epoch.add(&place, end(Ended::Answered(None), 150.0, true));
+    let BackendReport { step, stretches } = in_interval(&epoch, 10);
+    assert!(!stretches.contains_key(&(FIRST + 5)), "it is over");
+    assert_eq!([4, 6, 10].map(|begun| stretches[&(FIRST + begun)].requests), [1, 0, 0]);
+    assert_eq!((step.requests, step.unanswered.count(), step.unfinished.count()), (2, 0, 0));
+    // A subject's second request counts in no stretch that is left, and ends in none.
+    answered(&epoch, Some(1), 10);
+    let again = epoch.begin("v2", Some(1), false, at(&epoch, 345.0)).expect("counted in 11");
+    in_interval(&epoch, 40);
+    epoch.add(&again, end(Ended::Answered(None), 900.0, false));
+    assert_eq!(in_interval(&epoch, 40).step.requests, 3);
+}
+
+#[test]
+fn a_clock_that_jumps_loses_nothing_of_the_step() {
+    let epoch = epoch();
+    for interval in [0, 1, 2, 1, 900, 3, 4, 5, 4, 6] {
+        answered(&epoch, None, interval);
+    }
+    let BackendReport { step, stretches } = in_interval(&epoch, 6);
+    assert_eq!(step.requests, 10);
+    assert_eq!(stretches[&(FIRST + 6)].requests, 1);
+    assert!(stretches.keys().all(|begun| *begun <= FIRST + 6), "{stretches:?}");
 }
 
 #[test]

@@ -64,7 +64,7 @@ async fn respond(State((answer, asked)): State<(Answer, Arc<Mutex<Vec<String>>>)
 
 fn report(status: &Value, requests: u64, errors: u64) -> Report {
     let counts = |requests, errors| Counts { requests, errors, ..Counts::default() };
-    let backend = |counts: Counts| BackendReport { step: counts.clone(), recent: counts };
+    let backend = |counts: Counts| BackendReport { step: counts, ..BackendReport::default() };
     let rollout = &status["rollout"];
     let route = RouteReport {
         route: "models/chat".into(),
