@@ -3,6 +3,7 @@
 // Each `printcolumn(…)` group has the same keys.
 #![allow(clippy::duplicated_attributes)]
 
+mod pattern;
 mod reading;
 mod scoring;
 mod status;
@@ -15,6 +16,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::pattern::{MOST_DIGITS, discordant, pattern};
 pub use self::reading::{Measured, Standing};
 pub use self::scoring::{Ignored, Score};
 pub use self::status::{

@@ -107,6 +107,10 @@ pub struct EvaluationResult {
     /// Why it failed; or what to know about a run that did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Which completed run this is of this backend at this revision with these inputs, from 1 on; of a failed one, how many were completed
+    /// before. Gates that judge by it are the stricter the larger it is. Absent: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<u32>,
     /// Questions that were asked.
     #[serde(default)]
     pub asked: u32,
@@ -152,6 +156,11 @@ pub struct ScoreResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub variance: Option<String>,
+    /// Of a score that is a share: which of its questions were hits, in their order, four a hexadecimal digit, the first in the highest bit;
+    /// so that two backends can be compared question by question. Absent where there are too many questions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2400))]
+    pub pattern: Option<String>,
 }
 
 /// Quantiles of the time to the whole answer, in seconds, as decimals in strings.

@@ -137,7 +137,9 @@ fn run(
 }
 
 /// Puts a result first, in place of an earlier one of the same backend, revision and inputs.
-fn record(results: &mut Vec<EvaluationResult>, result: EvaluationResult) {
+///
+/// How often it was completed is remembered, so that asking again until it passes is no way to pass: `model_route::evaluations`.
+fn record(results: &mut Vec<EvaluationResult>, mut result: EvaluationResult) {
     let same = |one: &EvaluationResult| {
         (&one.backend, &one.revision, &one.inputs) == (&result.backend, &result.revision, &result.inputs)
     };
@@ -149,6 +151,12 @@ fn record(results: &mut Vec<EvaluationResult>, result: EvaluationResult) {
             one.items = None;
         }
     };
+    let completed = results.iter().find(|one| same(one)).map_or(0, |one| match (one.run, one.outcome) {
+        (Some(run), _) => run,
+        (None, Outcome::Completed) => 1,
+        (None, Outcome::Failed) => 0,
+    });
+    result.run = Some(completed.saturating_add(u32::from(result.outcome == Outcome::Completed)));
     results.retain(|one| !same(one));
     results.iter_mut().for_each(lost);
     results.insert(0, result);

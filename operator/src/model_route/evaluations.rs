@@ -1,12 +1,22 @@
 //! Gates of Evaluations: what is known of the canary at its revision, by itself or against stable at its own. Pure.
 //!
-//! An Evaluation's questions are a sample of a size that was fixed before, so its shares have the intervals of such samples. Other scores are means over the questions, with an interval from their
-//! spread: the square root of 2 ln(2/alpha) standard errors to either side, a bound of the normal quantile that is rather too wide.
+//! An Evaluation's questions are a sample of a size that was fixed before, so its shares have the intervals of such samples. Both backends
+//! are asked the same, so where it is known which questions each answered they are compared question by question. Other scores are
+//! means over the questions, with an interval from their spread: the square root of 2 ln(2/alpha) standard errors to either side, a
+//! bound of the normal quantile that is rather too wide.
+//!
+//! A run that is asked for again has a part of alpha of its own, so that asking until it passes is no way to pass.
 
-use fairlead_crds::evaluation::{Evaluation, Measured, Score, Standing};
-use fairlead_rollout::{
-    Bound, External, Gate, Interval, Tally, Verdict, sampled_difference, sampled_proportion,
+use fairlead_crds::evaluation::{
+    Evaluation, EvaluationResult, Measured, Score, ScoreResult, Standing, discordant,
 };
+use fairlead_rollout::{
+    Bound, External, Gate, Interval, Pairs, Tally, Verdict, paired_difference, sampled_difference,
+    sampled_proportion,
+};
+
+/// The part of alpha that the first finding has; nearly all, as reruns are rare.
+const FIRST: f64 = 0.9;
 
 /// A backend and what it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +53,11 @@ pub fn judge(
             Ok(theirs) => (mine, Some(theirs)),
         },
     };
+    let (mine_run, theirs_run) = (mine.run(), theirs.as_ref().map_or(1, Found::run));
+    // Each rerun of either is another finding.
+    let alpha = alpha * share_of_finding(mine_run.saturating_add(theirs_run).saturating_sub(1));
     let interval = match (&theirs, gate.bound) {
-        (None, _) => alone(&mine, score, alpha),
+        (None, _) => alone(&mine.measured, score, alpha),
         (Some(theirs), bound) => {
             let more = against(&mine, theirs, score, alpha);
             // Regressions are worse and improvements better, whichever way that is.
@@ -55,19 +68,47 @@ pub fn judge(
     };
     External {
         verdict: gate.bound.verdict(interval),
-        canary: Some(mine.mean),
-        stable: theirs.map(|it| it.mean),
+        canary: Some(mine.measured.mean),
+        stable: theirs.as_ref().map(|it| it.measured.mean),
         interval: Some(interval),
-        counted: (mine.n, theirs.map(|it| it.n)),
+        counted: (mine.measured.n, theirs.map(|it| it.measured.n)),
         note: None,
     }
 }
 
-fn measured(evaluation: &Evaluation, name: &str, score: Score, served: &Served) -> Result<Measured, String> {
+/// What an Evaluation found of one backend.
+struct Found<'a> {
+    result: &'a EvaluationResult,
+    score: &'a ScoreResult,
+    measured: Measured,
+}
+
+impl Found<'_> {
+    /// Which run of the same this is, from 1 on.
+    fn run(&self) -> u32 {
+        self.result.run.unwrap_or(1).max(1)
+    }
+}
+
+/// The share of alpha of the `number`th finding, from 1 on: 0.9, 0.05, 0.0167, …, which add up to 1 however often it is asked for.
+fn share_of_finding(number: u32) -> f64 {
+    let number = f64::from(number);
+    if number > 1.0 { (1.0 - FIRST) / (number * (number - 1.0)) } else { FIRST }
+}
+
+fn measured<'a>(
+    evaluation: &'a Evaluation,
+    name: &str,
+    score: Score,
+    served: &Served,
+) -> Result<Found<'a>, String> {
     let Served { backend, deployment, revision } = served;
+    let found = |result: &'a EvaluationResult| {
+        let of = result.scores.iter().find(|it| it.name == score)?;
+        Some(Found { result, score: of, measured: of.measured()? })
+    };
     match evaluation.standing(backend, deployment, revision) {
-        Standing::Scored(result) => result
-            .measured(score)
+        Standing::Scored(result) => found(result)
             .ok_or_else(|| format!("Evaluation {name} has no question that {} is measured by", score.name())),
         Standing::Failed(why) => Err(format!("Evaluation {name} could not ask {backend}: {why}")),
         Standing::Pending => {
@@ -88,7 +129,12 @@ fn alone(measured: &Measured, score: Score, alpha: f64) -> Interval {
     }
 }
 
-fn against(mine: &Measured, theirs: &Measured, score: Score, alpha: f64) -> Interval {
+fn against(mine: &Found<'_>, theirs: &Found<'_>, score: Score, alpha: f64) -> Interval {
+    // The same inputs, as both stand for the Evaluation as it is: question for question the same.
+    if let Some((first, second)) = discordant(mine.score, theirs.score) {
+        return paired_difference(Pairs { first, second, of: mine.measured.n }, alpha);
+    }
+    let (mine, theirs) = (&mine.measured, &theirs.measured);
     match (bad(mine, score), bad(theirs, score)) {
         (Some(mine), Some(theirs)) => better(sampled_difference(mine, theirs, alpha), 0.0, score),
         _ => around(mine.mean - theirs.mean, spread(mine) + spread(theirs), alpha),
@@ -171,6 +217,66 @@ mod tests {
         let errors = |bound| verdict(&found, Score::Errors, bound);
         assert_eq!(errors(Bound::MaxRegression(0.05)), Verdict::Fail);
         assert_eq!(errors(Bound::MinImprovement(0.0)), Verdict::Fail);
+    }
+
+    /// So many questions, of which those with `hit` were hits.
+    fn answered(of: usize, run: u32, hit: impl Fn(usize) -> bool) -> (u32, Value) {
+        let hits: Vec<bool> = (0..of).map(hit).collect();
+        let count = hits.iter().filter(|hit| **hit).count();
+        let pattern = fairlead_crds::evaluation::pattern(&hits);
+        (run, json!([{"name": "contains", "n": of, "hits": count, "mean": "0", "pattern": pattern}]))
+    }
+
+    fn judged(stable: (u32, Value), canary: (u32, Value), bound: Bound) -> External {
+        let mut found = evaluation(&[("v1", stable.1), ("v2", canary.1)]);
+        let results = &mut found.status.as_mut().unwrap().results;
+        (results[0].run, results[1].run) = (Some(stable.0), Some(canary.0));
+        let gate = Gate { metric: Metric::Evaluation, quantile: 0.5, bound, of: None };
+        let (canary, stable) = (served("v2"), served("v1"));
+        judge(&gate, ("faq", Some(&found)), Score::Contains, Some(&canary), Some(&stable), 0.004)
+    }
+
+    #[test]
+    fn who_was_asked_the_same_is_compared_question_by_question() {
+        // The canary misses twelve that stable answers, and gains none.
+        let stable = || answered(100, 1, |at| at < 70);
+        let canary = || answered(100, 1, |at| at < 58);
+        let bound = Bound::MaxRegression(0.0);
+        let paired = judged(stable(), canary(), bound);
+        assert_eq!(paired.verdict, Verdict::Fail, "{paired:?}");
+        // As if they had been asked different questions: not enough to tell.
+        let without = |(run, mut scores): (u32, Value)| {
+            scores[0].as_object_mut().unwrap().remove("pattern");
+            (run, scores)
+        };
+        let unpaired = judged(without(stable()), canary(), bound);
+        assert_eq!(unpaired.verdict, Verdict::Undecided, "{unpaired:?}");
+        // As many hits of other questions than stable's are no sign of being alike.
+        let others = judged(stable(), answered(100, 1, |at| at >= 42), bound);
+        assert_eq!(others.verdict, Verdict::Undecided, "{others:?}");
+        let same = judged(stable(), stable(), Bound::MaxRegression(0.1));
+        assert_eq!(same.verdict, Verdict::Pass, "{same:?}");
+        // Better and worse turn with the score.
+        assert_eq!(judged(canary(), stable(), Bound::MinImprovement(0.0)).verdict, Verdict::Pass);
+    }
+
+    #[test]
+    fn asking_again_is_no_fresh_chance() {
+        let shares: f64 = (1..100_000).map(share_of_finding).sum();
+        assert!(shares <= 1.0 && shares > 0.999_9, "{shares}");
+        let width = |stable: u32, canary: u32| {
+            let interval = judged(
+                answered(100, stable, |at| at < 70),
+                answered(100, canary, |at| at < 67),
+                Bound::MaxRegression(0.0),
+            )
+            .interval
+            .unwrap();
+            interval.high - interval.low
+        };
+        assert!(width(1, 1) < width(1, 2) && width(1, 2) < width(1, 9));
+        assert_eq!(width(1, 3), width(2, 2), "a rerun of either is another finding");
+        assert_eq!(width(0, 1), width(1, 1), "as an older operator left it");
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use fairlead_crds::evaluation::{ItemsAt, Latency, Score, ScoreResult};
+use fairlead_crds::evaluation::{ItemsAt, Latency, MOST_DIGITS, Score, ScoreResult, pattern};
 use serde::{Deserialize, Serialize};
 
 use crate::items::Item;
 
-/// What a run leaves for the operator. As JSON it is far shorter than the 4,096 bytes that a termination message may have.
+/// What a run leaves for the operator. As JSON it is shorter than the 4,096 bytes that a termination message may have; patterns take at
+/// most 2,400 of these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
@@ -54,9 +55,19 @@ pub fn summarize(items: &[Item], wanted: &[Score]) -> Summary {
             *revisions.entry(revision.clone()).or_insert(0) += 1;
         }
     }
+    let mut scores: Vec<ScoreResult> =
+        order.into_iter().filter_map(|score| result(score, items, &seconds)).collect();
+    let mut room = MOST_DIGITS;
+    for score in &mut scores {
+        // The first scores are those that were asked for.
+        match room.checked_sub(score.pattern.as_ref().map_or(0, String::len)) {
+            Some(left) => room = left,
+            None => score.pattern = None,
+        }
+    }
     Summary {
         asked: count(items.len()),
-        scores: order.into_iter().filter_map(|score| result(score, items, &seconds)).collect(),
+        scores,
         latency: quantiles(&seconds),
         revisions,
         ..Summary::default()
@@ -73,6 +84,7 @@ fn result(score: Score, items: &[Item], seconds: &[f64]) -> Option<ScoreResult> 
             hits: Some(count(hits)),
             mean: decimal(float(hits) / float(values.len())),
             variance: None,
+            pattern: Some(pattern(&values)),
         })
     };
     let mean = |values: &[f64]| {
@@ -83,6 +95,7 @@ fn result(score: Score, items: &[Item], seconds: &[f64]) -> Option<ScoreResult> 
             hits: None,
             mean: decimal(mean),
             variance: variance.map(|variance| trimmed(format!("{variance:.9}"))),
+            pattern: None,
         })
     };
     match score {

@@ -68,6 +68,9 @@ fn a_run_is_counts_means_variances_and_quantiles() {
         ]
     );
     assert_eq!(summary.scores[2].variance.as_deref(), Some("0.125"));
+    // Six hits and three misses; means have none.
+    let patterns = [0, 2].map(|at| summary.scores[at].pattern.as_deref());
+    assert_eq!(patterns, [Some("fc0"), None]);
     let latency = summary.latency.unwrap();
     assert_eq!([latency.p50, latency.p90, latency.p99, latency.max], ["4", "8", "8", "8"]);
     assert_eq!((summary.asked, summary.revisions["r1"]), (10, 8));
@@ -92,8 +95,15 @@ fn a_summary_fits_a_termination_message() {
     for (index, item) in items.iter_mut().enumerate() {
         item.revision = Some(format!("{:063}", index % 9));
     }
-    let text = serde_json::to_string(&summarize(&items, &[])).unwrap();
-    assert!(text.len() < 2048, "{} bytes", text.len());
+    // Too many for patterns; just as many as fit; few.
+    for (questions, patterns, limit) in [(10_000, 0, 2048), (9_600, 1, 4096), (1_900, 4, 4096), (29, 4, 2048)]
+    {
+        let summary = summarize(&items[..questions], &[]);
+        let text = serde_json::to_string(&summary).unwrap();
+        assert!(text.len() < limit, "{questions}: {} bytes", text.len());
+        let told = summary.scores.iter().filter(|score| score.pattern.is_some()).count();
+        assert_eq!(told, patterns, "{questions}");
+    }
 }
 
 #[test]

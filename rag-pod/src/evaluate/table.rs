@@ -11,7 +11,7 @@ pub fn table(summary: &Summary) -> String {
     // Writing to a String does not fail.
     let _ = writeln!(text, "{:<14}{:>9}{:>8}{:>8}{:>12}", "SCORE", "MEAN", "HITS", "N", "STD.DEV");
     for score in &summary.scores {
-        let ScoreResult { name, n, hits, mean, variance } = score;
+        let ScoreResult { name, n, hits, mean, variance, pattern: _ } = score;
         let hits = hits.map_or_else(|| "-".to_owned(), |hits| hits.to_string());
         let deviation = variance
             .as_ref()

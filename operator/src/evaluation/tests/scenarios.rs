@@ -1,7 +1,7 @@
 //! Whole reconciles against an API server in memory.
 
 use fairlead_crds::evaluation::{Evaluation, Score, Standing};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::world::{JOBS, OBJECT, QUESTIONS, ROUTE, World, deployment_path};
 use crate::metrics::Outcome;
@@ -206,12 +206,33 @@ async fn a_person_has_the_questions_asked_again() {
     assert_eq!(world.status()["summary"], "exactMatch v1=1.00 v2=0.67");
     assert_eq!(world.status()["results"][0]["request"], "again");
     assert_eq!(world.status()["request"]["id"], "again", "it is the person's");
+    let runs = |world: &World| {
+        [&world.status()["results"][0]["run"], &world.status()["results"][1]["run"]].map(Value::clone)
+    };
+    assert_eq!(runs(&world), [json!(2), json!(1)], "no fresh chance for a gate");
     let jobs = world.jobs();
     world.step().await.unwrap();
     assert_eq!(world.jobs(), jobs, "once");
     world.request("and again", Some("v2"));
     world.step().await.unwrap();
-    assert_ne!(world.running().0, job);
+    let (third, _) = world.running();
+    assert_ne!(third, job);
+    // One that fails is no finding, and forgets none.
+    world.pod_ends(&third, 2, "--model: no such model");
+    world.job_ends(&third, "Failed", "PodFailurePolicy");
+    world.step().await.unwrap();
+    assert_eq!(runs(&world), [json!(2), json!(1)]);
+    world.request("once more", Some("v2"));
+    world.step().await.unwrap();
+    world.answers(3, "r2");
+    world.step().await.unwrap();
+    assert_eq!(runs(&world), [json!(3), json!(1)]);
+    // Another revision begins anew.
+    world.serves("m2", "r3");
+    world.step().await.unwrap();
+    world.answers(3, "r3");
+    world.step().await.unwrap();
+    assert_eq!(world.status()["results"][0]["run"], json!(1));
 }
 
 #[tokio::test]
