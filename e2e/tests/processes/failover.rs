@@ -66,7 +66,8 @@ fn text(extra: Value) -> Value {
 
 /// All that a client can see of a stream but its id and its time, with what is cut into pieces put together.
 fn seen(events: &[Value]) -> Value {
-    let mut whole = json!({"text": "", "roles": 0, "finish": [], "tokens": [], "ids": [], "usage": null});
+    let mut whole =
+        json!({"text": "", "roles": 0, "finish": [], "tokens": [], "ids": [], "usage": null, "calls": {}});
     let text = |event: &Value| {
         let choice = &event["choices"][0];
         choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default().to_owned()
@@ -86,6 +87,18 @@ fn seen(events: &[Value]) -> Value {
         ] {
             let list = whole[list].as_array_mut().expect("a list");
             list.extend(values.into_iter().filter(|value| !value.is_null()));
+        }
+        for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+            let known = &mut whole["calls"][call["index"].to_string()];
+            let add = |known: &mut Value, text: &Value| {
+                let before = known.as_str().unwrap_or_default();
+                *known = json!(before.to_owned() + text.as_str().unwrap_or_default());
+            };
+            add(&mut known["name"], &call["function"]["name"]);
+            add(&mut known["arguments"], &call["function"]["arguments"]);
+            // Ids are drawn: a call has one, however many pods wrote it.
+            known["ids"] =
+                json!(known["ids"].as_u64().unwrap_or_default() + u64::from(call["id"].is_string()));
         }
         if event["choices"] == json!([]) {
             assert!(whole["usage"].is_null(), "the counts come once");
@@ -130,8 +143,17 @@ async fn an_answer_that_is_cut_anywhere_is_the_answer_of_one_pod() {
         (97..160).step_by(3).map(|token: u32| (token.to_string(), json!(3))).collect();
     let counted = json!({"include_usage": true});
     let always = json!({"include_usage": true, "continuous_usage_stats": true});
+    let weather = json!({"name": "get_weather", "parameters": {"type": "object", "properties": {
+        "city": {"type": "string", "pattern": "^[a-z]{24}$"}, "days": {"enum": [3, 14, 159]}},
+        "required": ["city", "days"], "additionalProperties": false}});
     let kinds = [
         (CHAT, chat(json!({"max_tokens": 40, "stream_options": counted}))),
+        (
+            CHAT,
+            chat(json!({"max_tokens": 300, "ignore_eos": false, "temperature": 1.1, "seed": 9,
+            "tools": [{"type": "function", "function": weather}],
+            "tool_choice": {"type": "function", "function": {"name": "get_weather"}}})),
+        ),
         (
             CHAT,
             chat(json!({"max_tokens": 40, "temperature": 1.0, "seed": 5, "logit_bias": halves,
@@ -156,7 +178,16 @@ async fn an_answer_that_is_cut_anywhere_is_the_answer_of_one_pod() {
         let unbroken = events(Vec::new(), unbroken).await;
         let (wanted, size) =
             (seen(&unbroken), unbroken.iter().map(|event| event.to_string().len() + 60).sum());
-        assert!(wanted["text"].as_str().is_some_and(|text| text.chars().count() >= 10), "{wanted}");
+        if body["tools"].is_null() {
+            assert!(wanted["text"].as_str().is_some_and(|text| text.chars().count() >= 10), "{wanted}");
+        } else {
+            let call = &wanted["calls"]["0"];
+            assert_eq!((&call["name"], &call["ids"]), (&json!("get_weather"), &json!(1)), "{wanted}");
+            let arguments: Value =
+                serde_json::from_str(call["arguments"].as_str().expect("text")).expect("whole arguments");
+            assert_eq!(arguments["city"].as_str().map(str::len), Some(24), "{wanted}");
+            assert_eq!((&wanted["finish"], &wanted["text"]), (&json!(["tool_calls"]), &json!("")));
+        }
         let mut cut = 0;
         for after in (100..size).step_by(347) {
             cut += 1;

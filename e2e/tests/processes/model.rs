@@ -21,8 +21,9 @@ pub fn make() -> tempfile::TempDir {
         .expect("weights");
     write("tokenizer.json", tokenizer().to_string());
     write("tokenizer_config.json", json!({"bos_token": "<|begin|>", "eos_token": "<|end|>"}).to_string());
-    let template =
-        "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}";
+    // Calls of tools are written as Hermes does.
+    let template = "{{ bos_token }}{% if tools %}<tool_call>\n{% endif %}\
+        {% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}";
     write("chat_template.jinja", template.to_owned());
     dir
 }

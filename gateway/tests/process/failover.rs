@@ -179,6 +179,115 @@ async fn without_room_a_stream_runs_and_is_not_continued() {
     assert_eq!(gateway.metric("fairlead_gateway_stream_failovers_total", "result=\"NoRoom\"").await, 1.0);
 }
 
+/// What cannot be continued never looks like the whole: it ends with an error event, and nobody else is asked.
+#[tokio::test]
+async fn what_cannot_be_continued_ends_with_an_error_event() {
+    let call =
+        r#"{"index":0,"id":"call_1","type":"function","function":{"name":"pay","arguments":"{\"sum\": 1"}}"#;
+    let cases = [
+        ("/v1/chat/completions", chat(json!({"n": 2})), r#"{"index":1,"delta":{"content":"a"}}"#.to_owned()),
+        (
+            "/v1/completions",
+            json!({"model": "chat", "prompt": ["a", "b"], "stream": true}),
+            r#"{"index":1,"text":"a"}"#.to_owned(),
+        ),
+        (
+            "/v1/completions",
+            json!({"model": "chat", "prompt": "a", "echo": true, "stream": true}),
+            r#"{"index":0,"text":"aa"}"#.to_owned(),
+        ),
+        // A pod of another engine, which writes no notes: half of a call of a tool.
+        (
+            "/v1/chat/completions",
+            chat(json!({"tools": [{"type": "function", "function": {"name": "pay"}}]})),
+            format!(r#"{{"index":0,"delta":{{"tool_calls":[{call}]}}}}"#),
+        ),
+    ];
+    for (path, body, choice) in cases {
+        for half in ["", r#"data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"func"#] {
+            let (mut one, mut two) = (Worker::start().await, Worker::start().await);
+            let gateway = Gateway::start(&route("chat", &[("v1", 1, &[&one.url(), &two.url()])]), &[]).await;
+            let request = gateway.post(path, body.to_string());
+            let event = format!("data: {{\"choices\":[{choice}]}}\n\n");
+            let (response, (sending, first)) = tokio::join!(within("an answer", request.send()), async {
+                let (call, first) =
+                    tokio::select! { call = one.call() => (call, true), call = two.call() => (call, false) };
+                let sending = call.stream();
+                sending.send(event.clone()).await;
+                (sending, first)
+            });
+            if !half.is_empty() {
+                sending.send(half).await;
+            }
+            let (text, ()) =
+                tokio::join!(within("the end", response.expect("an answer").text()), sending.die());
+            let text = text.expect("a clean end, which clients can read");
+            let last = text.strip_prefix(&event).unwrap_or_else(|| panic!("{body}: {text}"));
+            let last =
+                last.strip_prefix("data: ").and_then(|last| last.strip_suffix("\n\n")).expect("an event");
+            let error: Value = serde_json::from_str(last).expect("nothing of half an event");
+            assert_eq!(error["error"]["code"], "upstream_broken", "{body}: {text}");
+            let message = error["error"]["message"].as_str().expect("words");
+            assert!(message.contains("the answer is incomplete, send the request again"), "{message}");
+            assert!(if first { two.is_idle() } else { one.is_idle() }, "nobody else is asked: {body}");
+            let impossible =
+                gateway.metric("fairlead_gateway_stream_failovers_total", "result=\"Impossible\"").await;
+            assert_eq!(impossible, 1.0, "{body}");
+            assert_eq!(gateway.metric("fairlead_gateway_requests_total", "outcome=\"Broken\"").await, 1.0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn half_a_call_of_a_tool_is_gone_on_with_where_it_was_cut() {
+    let tools = json!({"tools": [{"type": "function", "function": {"name": "pay"}}]});
+    let Begun { gateway, mut other, sending, response } = begun(chat(tools), &[]).await;
+    let part = |function: Value| {
+        let chunk = json!({"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"tool_calls": [
+            {"index": 0, "function": function}]}}]});
+        format!("data: {chunk}\n\n")
+    };
+    let (begin, middle, end) = (
+        part(json!({"name": "pay", "arguments": ""})),
+        part(json!({"arguments": "{\"sum\": 1"})),
+        part(json!({"arguments": "00}"})),
+    );
+    // Tokens within the call's tag have no event; of an event that comes in half the client sees nothing.
+    sending.send(format!(": tokens 0 12\n\n: tokens 0 13\n{begin}: tokens 0 14\n{}", &middle[..40])).await;
+    let (text, ()) = tokio::join!(within("the end", response.text()), async {
+        sending.die().await;
+        let call = other.call().await;
+        check(&call, &[11, 12, 13]);
+        let sending = call.noted_stream("r1");
+        sending.send(format!("{BEGUN}: tokens 0 14\n{middle}: ended 0 15\n{end}data: [DONE]\n\n")).await;
+    });
+    let expected = format!("{}{begin}{middle}{end}data: [DONE]\n\n", event("a"));
+    assert_eq!(text.expect("a clean end"), expected);
+    assert_eq!(gateway.metric("fairlead_gateway_stream_failovers_total", "result=\"Continued\"").await, 1.0);
+}
+
+/// Nobody can go on with half a call: the client is told, and gets nothing that looks like a whole one.
+#[tokio::test]
+async fn half_a_call_of_a_tool_that_nobody_goes_on_with_ends_with_an_error() {
+    let tools = json!({"tools": [{"type": "function", "function": {"name": "pay"}}]});
+    let Begun { gateway: _gateway, mut other, sending, response } = begun(chat(tools), &[]).await;
+    let chunk = json!({"choices": [{"index": 0, "delta": {"tool_calls": [
+        {"index": 0, "id": "call_1", "function": {"name": "pay", "arguments": "{\"sum\": 1"}}]}}]});
+    let call = format!("data: {chunk}\n\n");
+    sending.send(format!(": tokens 0 12\n{call}")).await;
+    let (text, ()) = tokio::join!(within("the end", response.text()), async {
+        sending.die().await;
+        let refusal = json!({"error": {"message": "no", "type": "t", "param": null, "code": null}});
+        other.call().await.json(400, refusal);
+    });
+    let text = text.expect("a clean end");
+    let last = text.strip_prefix(&format!("{}{call}", event("a"))).unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        last.contains("upstream_broken") && last.contains("incomplete") && !last.contains("[DONE]"),
+        "{last}"
+    );
+}
+
 #[tokio::test]
 async fn several_answers_are_not_asked_to_be_resumable() {
     let mut worker = Worker::start().await;

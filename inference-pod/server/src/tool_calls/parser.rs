@@ -390,6 +390,45 @@ mod tests {
             prop_assert_eq!(read(parser(syntax, true), &pieces), ((*text).to_owned(), calls.clone()));
         }
 
+        /// What one pod has told of an answer and what another tells that is given its beginning is what one pod tells.
+        #[test]
+        fn whoever_goes_on_with_half_an_answer_tells_the_other_half(
+            which in 0_usize..20,
+            hermes: bool,
+            cuts in prop::collection::vec(0_usize..200, 0..12),
+            broken in 0_usize..200,
+        ) {
+            let (syntax, cases) =
+                if hermes { (ToolSyntax::Hermes, hermes_cases()) } else { (ToolSyntax::Llama3, llama_cases()) };
+            let (written, text, calls) = &cases[which % cases.len()];
+            let broken = broken.min(written.len());
+            let mut borders: Vec<usize> = cuts.into_iter().map(|cut| cut.min(written.len())).collect();
+            borders.extend([0, broken, written.len()]);
+            borders.sort_unstable();
+            let pieces = |from: usize, to: usize| {
+                let within = borders.iter().copied().filter(move |at| (from..=to).contains(at)).collect::<Vec<_>>();
+                within.windows(2).map(|pair| written[pair[0]..pair[1]].to_owned()).collect::<Vec<_>>()
+            };
+            let mut first = parser(syntax, true);
+            let mut told: Vec<ToolEvent> = pieces(0, broken).iter().flat_map(|piece| first.push(piece)).collect();
+            let mut second = parser(syntax, true);
+            second.push(&written[..broken]);
+            told.extend(pieces(broken, written.len()).iter().flat_map(|piece| second.push(piece)));
+            told.extend(second.finish());
+            let (mut found, mut found_calls) = (String::new(), Vec::<(String, String)>::new());
+            for event in told {
+                match event {
+                    ToolEvent::Text(new) => found.push_str(&new),
+                    ToolEvent::Begin { index, name } => {
+                        prop_assert_eq!(index as usize, found_calls.len(), "no call begins twice");
+                        found_calls.push((name, String::new()));
+                    }
+                    ToolEvent::Arguments { index, text } => found_calls[index as usize].1.push_str(&text),
+                }
+            }
+            prop_assert_eq!((found, found_calls), ((*text).to_owned(), calls.clone()));
+        }
+
         #[test]
         fn no_text_is_lost_or_makes_it_panic(text in "[<>|/tool_ca{}\":,fname \\\\é]{0,60}", hermes: bool) {
             let syntax = if hermes { ToolSyntax::Hermes } else { ToolSyntax::Llama3 };
