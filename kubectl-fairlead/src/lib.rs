@@ -6,6 +6,8 @@
 
 pub mod cli;
 mod connect;
+#[cfg(test)]
+mod documented;
 mod explain;
 mod fault;
 mod gateway;

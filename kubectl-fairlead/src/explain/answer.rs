@@ -267,6 +267,22 @@ mod tests {
     }
 
     #[test]
+    fn the_page_shows_what_is_printed() {
+        let mut answer = answer();
+        let fields = answer.as_object_mut().unwrap();
+        fields.insert("model".to_owned(), json!("support-chat"));
+        fields.insert("promptTokens".to_owned(), json!(9));
+        fields.insert("backend".to_owned(), json!({"name": "v1", "chosenBy": "Subject", "endpoint": "10.1.0.6:8000", "revision": "e26ac76772"}));
+        fields.insert("candidates".to_owned(), json!([
+            {"backend": "v1", "endpoint": "10.1.0.6:8000", "revision": "e26ac76772", "inFlight": 3, "ejected": false},
+            {"backend": "v1", "endpoint": "10.1.0.9:8000", "revision": "e26ac76772", "inFlight": 7, "ejected": false},
+            {"backend": "v2", "endpoint": "10.1.0.7:8000", "revision": "c6c637e134", "inFlight": 1, "ejected": false}]));
+        let answer = serde_json::from_value(answer).unwrap();
+        let shown = text(&answer, "fairlead-gateway-597f786475-cmgd7", 120, Paint::PLAIN);
+        crate::documented::check("kubectl fairlead explain support-chat --user ada --tier gold", &shown);
+    }
+
+    #[test]
     fn one_that_nobody_can_take() {
         let mut answer = answer();
         answer["backend"] = Value::Null;

@@ -23,6 +23,10 @@ use super::report::Report;
 /// The owner of `status.request`.
 const MANAGER: &str = "fairlead-cli";
 
+/// How a request is written, as RBAC names it.
+const PATCH: Call<'static> =
+    Call { verb: "patch", resource: "modelroutes.fairlead.dev/status", namespace: None, role: Role::Edit };
+
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 enum Outcome {
@@ -53,13 +57,7 @@ struct Asked {
 pub async fn run(session: &Session, action: Action, arguments: &cli::Ask) -> Result<u8, Fault> {
     let cli::Ask { route, no_wait, timeout, output } = arguments;
     let route = route::get(session, route_name(route)).await?;
-    let Some(canary) = &route.spec.canary else {
-        return Err(Fault::new(format!(
-            "{} has no canary, so there is nothing to {}; a canary begins with spec.canary",
-            route.metadata.name,
-            word(action)
-        )));
-    };
+    let Some(canary) = &route.spec.canary else { return Err(no_canary(&route.metadata.name, action)) };
     let mut asked = Asked {
         namespace: route.metadata.namespace.clone(),
         route: route.metadata.name.clone(),
@@ -83,6 +81,13 @@ pub async fn run(session: &Session, action: Action, arguments: &cli::Ask) -> Res
     Ok(u8::from(asked.outcome == Outcome::Refused))
 }
 
+fn no_canary(route: &str, action: Action) -> Fault {
+    let action = word(action);
+    Fault::new(format!(
+        "{route} has no canary, so there is nothing to {action}; a canary begins with spec.canary"
+    ))
+}
+
 async fn write(session: &Session, asked: &Asked) -> Result<(), Fault> {
     let patch = json!({
         "apiVersion": "fairlead.dev/v1alpha1",
@@ -91,12 +96,7 @@ async fn write(session: &Session, asked: &Asked) -> Result<(), Fault> {
         "status": {"request": {"id": asked.id, "action": asked.action, "canary": asked.canary}},
     });
     let namespace = asked.namespace.as_str();
-    let call = Call {
-        verb: "patch",
-        resource: "modelroutes.fairlead.dev/status",
-        namespace: Some(namespace),
-        role: Role::Edit,
-    };
+    let call = Call { namespace: Some(namespace), ..PATCH };
     // By force: the latest person to ask owns the request, whatever an earlier one wrote it with.
     let parameters = PatchParams::apply(MANAGER).force();
     let written = route::api(session, Some(namespace))
@@ -163,19 +163,25 @@ async fn unanswered(session: &Session, asked: &Asked, timeout: Duration) -> Faul
 }
 
 fn say(asked: &Asked) -> Result<(), Fault> {
+    let words = in_words(asked);
+    if asked.outcome == Outcome::Refused {
+        eprintln!("{words}");
+        return Ok(());
+    }
+    output::print(&words)
+}
+
+fn in_words(asked: &Asked) -> String {
     let Asked { namespace, route, action, outcome, message, .. } = asked;
     let name = format!("{}.fairlead.dev/{route}", route::kind());
     let message = message.as_deref().unwrap_or_default();
     match outcome {
-        Outcome::Sent => output::print(&format!(
+        Outcome::Sent => format!(
             "{name}: asked to {}; see `kubectl fairlead rollout status {route} -n {namespace}`",
             word(*action)
-        )),
-        Outcome::Followed => output::print(&format!("{name} {}: {message}", done(*action))),
-        Outcome::Refused => {
-            eprintln!("error: the operator refused to {} {route}: {message}", word(*action));
-            Ok(())
-        }
+        ),
+        Outcome::Followed => format!("{name} {}: {message}", done(*action)),
+        Outcome::Refused => format!("error: the operator refused to {} {route}: {message}", word(*action)),
     }
 }
 
@@ -202,6 +208,7 @@ fn done(action: Action) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documented;
 
     fn route(handled: &str, message: &str, request: &str) -> Route {
         serde_json::from_value(json!({"metadata": {"name": "chat"}, "status": {
@@ -209,6 +216,34 @@ mod tests {
             "request": {"id": request, "action": "Abort", "canary": "v2"},
         }}))
         .unwrap()
+    }
+
+    #[test]
+    fn the_page_shows_what_is_printed() {
+        let asked = |action, outcome, message: &str| {
+            in_words(&Asked {
+                namespace: "shop".to_owned(),
+                route: "support-chat".to_owned(),
+                action,
+                canary: "v2".to_owned(),
+                id: "1".to_owned(),
+                outcome,
+                message: Some(message.to_owned()),
+            })
+        };
+        let paused = "v2 stays at 25 %: a person paused it; ask to resume, promote or abort";
+        let shown = asked(Action::Pause, Outcome::Followed, paused);
+        documented::check("kubectl fairlead rollout pause support-chat", &shown);
+        let nobody = "nobody has paused the rollout: ask to promote or to abort";
+        let shown = asked(Action::Resume, Outcome::Refused, nobody);
+        documented::check("kubectl fairlead rollout resume support-chat", &shown);
+        let none = format!("error: {}", no_canary("search", Action::Promote));
+        documented::check("kubectl fairlead rollout promote search", &none);
+        // As Kubernetes puts it.
+        let said = "modelroutes.fairlead.dev \"support-chat\" is forbidden: User \"ada\" cannot patch resource \
+                    \"modelroutes/status\" in API group \"fairlead.dev\" in the namespace \"shop\"";
+        let denied = format!("error: {}", Call { namespace: Some("shop"), ..PATCH }.denied(Some(said)));
+        documented::check("kubectl fairlead rollout abort support-chat --as ada", &denied);
     }
 
     #[test]

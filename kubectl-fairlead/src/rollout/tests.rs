@@ -1,5 +1,6 @@
 //! What people see of rollouts, as text.
 
+use fairlead_rollout::{Bound, Counts, Finding, Gate, Metric};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -62,6 +63,40 @@ fn full(route: &Route, width: usize) -> String {
 #[test]
 fn a_rollout_under_way() {
     insta::assert_snapshot!(full(&route(&under_way()), 80));
+}
+
+/// What the operator finds of a canary with 412 streamed answers beside 1,240 of stable, and so few of more than a token.
+fn findings() -> Value {
+    let plan = |metric, quantile, bound| Gate { metric, quantile, bound, of: None };
+    let gates = [
+        plan(Metric::ErrorRate, 0.5, Bound::Max(0.02)),
+        plan(Metric::TimeToFirstToken, 0.95, Bound::MaxRegression(0.2)),
+        plan(Metric::InterTokenLatency, 0.95, Bound::Max(0.05)),
+    ];
+    let counted = |requests: u32, errors, first_token: f64, between: u32| {
+        let mut counts = Counts { requests: requests.into(), errors, ..Counts::default() };
+        for n in 0..requests {
+            counts.time_to_first_token.add(first_token * (0.6 + 0.42 * f64::from(n) / f64::from(requests)));
+        }
+        counts.inter_token_latency.add_many(0.031, between.into());
+        counts
+    };
+    let (canary, stable) = (counted(412, 1, 0.42, 38), counted(1240, 2, 0.39, 1240));
+    // One of three gates in three steps, half of it for the whole step.
+    let alpha = 0.05 / 9.0 / 2.0;
+    let found = gates.map(|gate| Finding::from(&gate.judge(&canary, &stable, 50, alpha)));
+    serde_json::to_value(found).unwrap()
+}
+
+#[test]
+fn the_page_shows_what_is_printed() {
+    let mut rollout = under_way();
+    rollout["analysis"] = findings();
+    crate::documented::check("kubectl fairlead rollout status support-chat", &full(&route(&rollout), 130));
+    rollout["analysis"] = judged()["analysis"].clone();
+    rollout["analysis"][1]["since"] = json!("2026-11-29T06:12:30Z");
+    let text = full(&route(&rollout), 160);
+    assert!(text.contains("TimeToFirstToken p95 (since 06:12:30)"), "{text}");
 }
 
 #[test]

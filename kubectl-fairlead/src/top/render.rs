@@ -122,6 +122,14 @@ mod tests {
     }
 
     #[test]
+    fn the_page_shows_what_is_printed() {
+        let mut top = top();
+        top.silent.clear();
+        top.backends.truncate(2);
+        crate::documented::check("kubectl fairlead top -w", &text(&top, 140, Paint::PLAIN));
+    }
+
+    #[test]
     fn json_for_programs() {
         insta::assert_json_snapshot!(Top { backends: vec![top().backends[0].clone()], ..top() });
     }
