@@ -7,7 +7,7 @@ use super::world::{JOBS, OBJECT, QUESTIONS, ROUTE, World, deployment_path};
 use crate::metrics::Outcome;
 
 /// Both backends have answered: v1 three of three, v2 one of three.
-async fn evaluated(spec: &serde_json::Value) -> World {
+async fn evaluated(spec: &Value) -> World {
     let mut world = World::new(spec);
     world.step().await.unwrap();
     assert_eq!(world.answers(3, "r1"), "v1");
@@ -132,7 +132,7 @@ async fn other_questions_and_other_settings_make_another_evaluation() {
     world.ask(&["one", "two", "four"]);
     world.step().await.unwrap();
     assert_ne!(world.status()["inputs"], inputs);
-    assert_eq!(world.status()["summary"], serde_json::Value::Null, "nobody has answered these yet");
+    assert_eq!(world.status()["summary"], Value::Null, "nobody has answered these yet");
     assert_eq!(world.running().1, "v1");
     world.answers(2, "r1");
     world.step().await.unwrap();
