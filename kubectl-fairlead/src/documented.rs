@@ -2,14 +2,14 @@
 //! anew.
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// Tests run side by side, and write one file.
 static WRITING: Mutex<()> = Mutex::new(());
 
 /// Checks that the page shows this output of this command.
 pub fn check(command: &str, output: &str) {
-    let _writing = WRITING.lock().unwrap();
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kubectl-fairlead.md");
     let page = std::fs::read_to_string(&path).unwrap();
     let line = format!("$ {command}\n");

@@ -623,8 +623,7 @@ fn the_longest_state_is_far_from_what_an_api_server_takes() {
     for n in 0..60 {
         let note = format!("{n} {}", "why ".repeat(60));
         let found = External { verdict: Verdict::Fail, note: Some(note), ..External::default() };
-        let external: std::collections::BTreeMap<_, _> =
-            (0..10).map(|place| (place, found.clone())).collect();
+        let external: BTreeMap<_, _> = (0..10).map(|place| (place, found.clone())).collect();
         let unread: Vec<_> = (0..64).map(|n| format!("gateway-{n} does not answer")).collect();
         for _ in 0..2 {
             story.look(&Observation { external: external.clone(), unread: unread.clone(), ..good() });
