@@ -26,6 +26,8 @@ const HUB_MANIFEST: &str = "e2e/hub/manifest.yaml";
 const HUB_NAMESPACE: &str = "fairlead-e2e";
 /// Where the operator and the inference pods find it.
 const HUB_URL: &str = "http://hub.fairlead-e2e.svc.cluster.local";
+/// Providers that routes of tests may name: those in the namespaces that tests make.
+const PROVIDERS: &str = "*.svc.cluster.local";
 const HUB_READY: Duration = Duration::from_secs(60);
 
 /// Starts the test hub on the cluster and points the operator at it.
@@ -38,7 +40,8 @@ pub async fn prepare(paths: &Paths, tools: &Tools, programs: &Path) -> Result<()
     let manifest = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let manifest = Target::find()?.localized(&manifest);
     shell::output_with_input(&mut status::kubectl(paths, &["apply", "-f", "-"]), &manifest)?;
-    install::install(paths, tools, &[format!("operator.hfEndpoint={HUB_URL}")]).await?;
+    let values = [format!("operator.hfEndpoint={HUB_URL}"), format!("gateway.providers.hosts={{{PROVIDERS}}}")];
+    install::install(paths, tools, &values).await?;
     let hubs: Api<Deployment> = Api::namespaced(cluster::client(&paths.kubeconfig()).await?, HUB_NAMESPACE);
     cluster::await_condition(&hubs, "hub", cluster::deployment_available, HUB_READY).await
 }

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use http::HeaderName;
 
 use crate::identity::{TrustedHeaders, parse_trusted};
+use crate::provider::hosts;
 use crate::units::{parse_bytes, parse_bytes_or_none, parse_duration};
 
 /// Routes OpenAI requests to inference pods.
@@ -39,12 +40,13 @@ pub struct ServeConfig {
     #[arg(long, env = "FAIRLEAD_NAMESPACE")]
     pub namespace: Option<String>,
 
-    /// Hosts of providers that routes may name, such as `api.example.com`, separated by commas. Default: none; without Kubernetes any may be named.
+    /// Hosts of providers that routes may name, such as `api.example.com`, or `*.example.com` for all below a domain, separated by commas. Default: none; without Kubernetes any may be named.
     #[arg(
         long,
         env = "FAIRLEAD_PROVIDER_HOSTS",
         value_name = "HOSTS",
         value_delimiter = ',',
+        value_parser = hosts::parse,
         conflicts_with = "manifests"
     )]
     pub provider_hosts: Vec<String>,

@@ -17,7 +17,7 @@ use crate::failover::kept::{self, Kept};
 use crate::headers;
 use crate::journey::{Arrived, Failure, Journey};
 use crate::metrics::Outcome;
-use crate::provider::rename;
+use crate::provider::{errors, rename};
 use crate::proxy::Gateway;
 use crate::relay::Relay;
 use crate::request::InferenceRequest;
@@ -226,7 +226,7 @@ fn failed(route: &Route, failure: Failure, exchange: Box<Exchange>) -> Response<
             refuse(&ApiError::unavailable("backend_full", message, 1), Outcome::Overloaded, exchange)
         }
         Failure::Gone => unknown_model(&route.model, exchange),
-        Failure::Attempt(error) => failed_attempt(error, exchange),
+        Failure::Attempt(error) => failed_attempt(route, error, exchange),
     }
 }
 
@@ -253,7 +253,11 @@ fn unavailable(route: &Route, reason: Unavailable, exchange: Box<Exchange>) -> R
 }
 
 /// The last attempt's failure as the answer.
-fn failed_attempt(error: AttemptError, mut exchange: Box<Exchange>) -> Response<GatewayBody> {
+fn failed_attempt(
+    route: &Route,
+    error: AttemptError,
+    mut exchange: Box<Exchange>,
+) -> Response<GatewayBody> {
     let attempts = exchange.attempts;
     match error {
         AttemptError::Busy(head, bytes) | AttemptError::Server(head, bytes) => {
@@ -266,14 +270,21 @@ fn failed_attempt(error: AttemptError, mut exchange: Box<Exchange>) -> Response<
         }
         AttemptError::Connect(detail) => {
             exchange.ended(Outcome::UpstreamError, Some(detail));
-            let message = format!(
-                "no inference pod of this model could be reached in {attempts} attempts; try again soon"
-            );
-            refuse(
-                &ApiError::unavailable("upstream_unreachable", message, 1),
-                Outcome::UpstreamError,
-                exchange,
-            )
+            let error = match provider(route, &exchange) {
+                Some(backend) => errors::unreachable(backend, attempts),
+                None => {
+                    let message = format!(
+                        "no inference pod of this model could be reached in {attempts} attempts; try again soon"
+                    );
+                    ApiError::unavailable("upstream_unreachable", message, 1)
+                }
+            };
+            refuse(&error, Outcome::UpstreamError, exchange)
+        }
+        AttemptError::Untrusted { why, detail } => {
+            exchange.ended(Outcome::UpstreamError, Some(detail));
+            let error = errors::not_trusted(exchange.backend.as_deref().unwrap_or_default(), why);
+            refuse(&error, Outcome::UpstreamError, exchange)
         }
         AttemptError::Reset(detail) => {
             exchange.ended(Outcome::UpstreamError, Some(detail));
@@ -293,6 +304,12 @@ fn failed_attempt(error: AttemptError, mut exchange: Box<Exchange>) -> Response<
     }
 }
 
+/// The backend that was asked last, when it is a provider.
+fn provider<'a>(route: &'a Route, exchange: &Exchange) -> Option<&'a str> {
+    let asked = route.backends.iter().find(|backend| Some(&backend.name) == exchange.backend.as_ref())?;
+    asked.provider.as_ref().map(|_| asked.name.as_str())
+}
+
 impl Failure {
     /// Why a fallback is tried; `None` for what is wrong with the request itself.
     fn falls_back(&self) -> Option<FallbackOn> {
@@ -301,9 +318,10 @@ impl Failure {
             Self::Full(_) => Some(FallbackOn::Overloaded),
             Self::Gone => None,
             Self::Attempt(error) => match error {
-                AttemptError::Connect(_) | AttemptError::Reset(_) | AttemptError::Server(..) => {
-                    Some(FallbackOn::Error)
-                }
+                AttemptError::Connect(_)
+                | AttemptError::Untrusted { .. }
+                | AttemptError::Reset(_)
+                | AttemptError::Server(..) => Some(FallbackOn::Error),
                 AttemptError::Timeout(_) => Some(FallbackOn::Timeout),
                 AttemptError::Busy(..) => Some(FallbackOn::Overloaded),
                 AttemptError::Provider(error) if matches!(error.status, 429 | 503) => {

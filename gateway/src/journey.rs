@@ -364,6 +364,7 @@ fn note_attempt(error: &AttemptError, in_flight: &InFlight, exchange: &mut Excha
         AttemptError::Provider(error) if matches!(error.status, 429 | 503) => exchange.attempt_refused(),
         AttemptError::Refused(_) => {}
         AttemptError::Connect(_)
+        | AttemptError::Untrusted { .. }
         | AttemptError::Reset(_)
         | AttemptError::Timeout(_)
         | AttemptError::Server(..)
@@ -376,7 +377,7 @@ fn note_attempt(error: &AttemptError, in_flight: &InFlight, exchange: &mut Excha
 pub fn note(error: &AttemptError, in_flight: Option<&InFlight>, request_id: &str, metrics: &Metrics) {
     let Some(in_flight) = in_flight else { return };
     let failure = match error {
-        AttemptError::Connect(_) => EndpointFailure::Connect,
+        AttemptError::Connect(_) | AttemptError::Untrusted { .. } => EndpointFailure::Connect,
         AttemptError::Reset(_) | AttemptError::Timeout(_) | AttemptError::Server(..) => {
             EndpointFailure::Broken
         }

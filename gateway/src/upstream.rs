@@ -22,6 +22,7 @@ use tokio::time::timeout_at;
 use crate::config::ServeConfig;
 use crate::held::HeldBudget;
 use crate::pool::{BodyError, CallError, PodBody, Pool};
+use crate::provider::errors;
 use crate::provider::target::TlsClient;
 
 /// Connections to pods.
@@ -100,6 +101,14 @@ pub enum AttemptError {
     /// No connection: the pod has not seen the request.
     #[error("{0}")]
     Connect(String),
+    /// No connection, because the other side's certificate is not accepted: why, in words for clients.
+    #[error("{detail}")]
+    Untrusted {
+        /// For clients.
+        why: &'static str,
+        /// For logs.
+        detail: String,
+    },
     /// The connection broke before the answer was whole, or before a stream's first byte.
     #[error("{0}")]
     Reset(String),
@@ -124,7 +133,7 @@ impl AttemptError {
     /// As what it may be tried elsewhere; `None` when it would fail there as well.
     pub fn retry_on(&self) -> Option<RetryOn> {
         match self {
-            Self::Connect(_) => Some(RetryOn::Connect),
+            Self::Connect(_) | Self::Untrusted { .. } => Some(RetryOn::Connect),
             Self::Reset(_) => Some(RetryOn::Reset),
             Self::Busy(..) => Some(RetryOn::Busy),
             Self::Server(head, _) if head.status == StatusCode::NOT_IMPLEMENTED => None,
@@ -264,7 +273,7 @@ async fn of_provider(
             let (head, body) = response.into_parts();
             Ok((head, AnswerBody::Provider(body)))
         }
-        Err(error) if error.is_connect() => Err(AttemptError::Connect(chain(&error))),
+        Err(error) if error.is_connect() => Err(not_connected(&error)),
         Err(error) => Err(AttemptError::Reset(chain(&error))),
     }
 }
@@ -304,6 +313,14 @@ async fn short(mut body: AnswerBody, deadline: tokio::time::Instant) -> Bytes {
         }
     }
     read.freeze()
+}
+
+/// Why there is no connection.
+fn not_connected(error: &(dyn std::error::Error + 'static)) -> AttemptError {
+    match errors::untrusted(error) {
+        Some(why) => AttemptError::Untrusted { why, detail: chain(error) },
+        None => AttemptError::Connect(chain(error)),
+    }
 }
 
 /// An error and its causes in one line: hyper's own words alone say little.

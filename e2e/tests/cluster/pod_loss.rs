@@ -9,6 +9,7 @@ use reqwest::StatusCode;
 use serde_json::json;
 
 use crate::support::kubectl::list;
+use crate::support::pair::two_replicas;
 use crate::support::{
     Gateway, SERVED, apply, await_ready, chat, eventually, get, in_namespace, kubectl, model_deployment,
     model_image, model_route,
@@ -19,31 +20,6 @@ const CLIENTS: usize = 4;
 const AFTER: u32 = 60;
 /// Tokens of the stream that a stopping pod must finish: most of what the model's context holds.
 const TOKENS: u32 = 1900;
-
-async fn two_replicas(namespace: &str) -> Result<(String, Gateway)> {
-    let model = format!("pair-{namespace}");
-    let mut deployment = model_deployment("pair", &model_image());
-    deployment["spec"]["replicas"] = json!(2);
-    apply(namespace, &deployment).await?;
-    apply(namespace, &model_route("pair", &model, &[("pair", 1)])).await?;
-    await_ready(namespace, "modeldeployment", "pair", SERVED).await?;
-    let gateway = Gateway::open().await?;
-    gateway.await_answer(&model, SERVED).await?;
-    // Both pods must be in the gateway's snapshot before one of them is taken away.
-    eventually(SERVED, async || {
-        let mut seen = std::collections::BTreeSet::new();
-        for _ in 0..20 {
-            let (_, headers, _) = gateway.post("/v1/chat/completions", &chat(&model, 1)).await?;
-            seen.extend(
-                headers.get("x-fairlead-endpoint").and_then(|value| value.to_str().ok()).map(str::to_owned),
-            );
-        }
-        ensure!(seen.len() == 2, "only {seen:?} answer");
-        Ok(())
-    })
-    .await?;
-    Ok((model, gateway))
-}
 
 #[tokio::test]
 async fn a_killed_pod_loses_no_accepted_request() -> Result<()> {

@@ -1,17 +1,22 @@
-//! The versions of the example model behind one name, as the tutorial goes through them: v2 takes over by weight, and the one that was
-//! trained too briefly is taken back.
+//! The versions of the example model behind one name: v2 takes over as a canary that live requests judge; the one that was trained too
+//! briefly gets everything by weight, and a person takes it back. (`evaluation_gate.rs`: it is taken back by its answers.)
 
-use anyhow::{Result, ensure};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
 use fairlead_e2e::quickstart::{ANSWER, QUESTION};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{Gateway, SERVED, apply, await_ready, chat, eventually, example, in_namespace, kubectl};
+use crate::support::trickle::Trickle;
+use crate::support::{
+    Gateway, SERVED, apply, await_phase, await_ready, chat, eventually, example, in_namespace, kubectl,
+};
 
 const VERSIONS: [&str; 3] = ["v1", "v2", "undertrained"];
 
 #[tokio::test]
-async fn a_good_version_takes_over_and_a_bad_one_is_taken_back() -> Result<()> {
+async fn a_version_that_passes_its_gates_takes_over_and_a_bad_one_is_taken_back() -> Result<()> {
     in_namespace(async |namespace| {
         apply(&namespace, &example("quickstart/modeldeployment.yaml")?).await?;
         for version in &VERSIONS[1..] {
@@ -27,14 +32,39 @@ async fn a_good_version_takes_over_and_a_bad_one_is_taken_back() -> Result<()> {
         for version in VERSIONS {
             await_ready(&namespace, "modeldeployment", &format!("tiny-{version}"), SERVED).await?;
         }
-        let gateway = Gateway::open().await?;
+        let gateway = Arc::new(Gateway::open().await?);
         let stays = Asking { gateway: &gateway, model: &model };
         stays.until_answered_by("v1").await?;
         ensure!(stays.ask().await? == ("v1".to_owned(), ANSWER.to_owned()));
 
-        weigh(&namespace, 0, 1, 0).await?;
+        // Every gate has to pass, of requests that are really answered: nothing is promoted that is undecided.
+        let canary = json!({"spec": {"canary": {
+            "backend": "v2", "steps": [{"weight": 50, "hold": "3s"}],
+            "analysis": {"interval": "2s", "minRequests": 30, "gates": [
+                {"metric": "ErrorRate", "max": "20%"},
+                {"metric": "EndToEndLatency", "quantile": "0.5", "max": "20s"},
+                {"metric": "TokensPerAnswer", "quantile": "0.5", "max": "20"},
+            ]},
+        }}});
+        let patch = canary.to_string();
+        kubectl(&["-n", &namespace, "patch", "modelroute", "support-chat", "--type=merge", "-p", &patch]).await?;
+        let requests = Trickle::start(&gateway, &model);
+        let live = await_phase(&namespace, "support-chat", "Promoted").await?;
+        let requests = requests.stop().await?;
+        ensure!(requests.iter().all(|asked| asked.failure.is_none()), "{requests:?}");
+        let rollout = &live["status"]["rollout"];
+        let gates = rollout["analysis"].as_array().context("no analysis")?;
+        ensure!(gates.len() == 3 && gates.iter().all(|gate| gate["verdict"] == "Pass"), "{rollout}");
+        println!("promoted after {} requests at most", requests.len());
         stays.until_answered_by("v2").await?;
         ensure!(stays.ask().await? == ("v2".to_owned(), ANSWER.to_owned()), "the second version answers as well");
+
+        // Folded into Git: no traffic moves, and weights decide again.
+        weigh(&namespace, 0, 1, 0).await?;
+        let folded = r#"{"spec": {"canary": null}}"#;
+        kubectl(&["-n", &namespace, "patch", "modelroute", "support-chat", "--type=merge", "-p", folded]).await?;
+        await_phase(&namespace, "support-chat", "Idle").await?;
+        ensure!(stays.ask().await?.0 == "v2");
 
         weigh(&namespace, 0, 0, 1).await?;
         stays.until_answered_by("undertrained").await?;

@@ -11,3 +11,4 @@ pub mod load;
 pub mod schedule;
 pub mod serve;
 pub mod tally;
+pub mod tls;

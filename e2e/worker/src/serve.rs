@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::answer::{Answer, Form};
 use crate::behaviour::{Behaviour, Fate};
+use crate::tls::{TlsListener, TlsOptions};
 
 /// How to serve.
 #[derive(Args, Clone, Debug)]
@@ -45,6 +46,11 @@ pub struct ServeOptions {
     /// Seed of the dice; the same requests in the same order have the same fates.
     #[arg(long, env = "FAIRLEAD_WORKER_SEED", default_value_t = 0)]
     seed: u64,
+    /// Refuse who does not send this key (`Authorization: Bearer KEY`).
+    #[arg(long)]
+    api_key: Option<String>,
+    #[command(flatten)]
+    tls: TlsOptions,
     #[command(flatten)]
     behaviour: Behaviour,
 }
@@ -53,6 +59,7 @@ struct Worker {
     models: Vec<String>,
     revision: Option<HeaderValue>,
     seed: u64,
+    api_key: Option<String>,
     behaviour: Behaviour,
     asked: AtomicU64,
 }
@@ -98,7 +105,7 @@ struct StreamOptions {
 /// # Errors
 /// When the address is taken or the settings cannot be read.
 pub async fn run(options: ServeOptions) -> anyhow::Result<()> {
-    let ServeOptions { listen, mut models, config, revision, seed, behaviour } = options;
+    let ServeOptions { listen, mut models, config, revision, seed, api_key, tls, behaviour } = options;
     if let Some(path) = config {
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let config: InferenceConfig =
@@ -106,7 +113,7 @@ pub async fn run(options: ServeOptions) -> anyhow::Result<()> {
         models.extend(config.served_model_names);
     }
     let revision = revision.map(|text| HeaderValue::from_str(&text)).transpose().context("--revision")?;
-    let worker = Arc::new(Worker { models, revision, seed, behaviour, asked: AtomicU64::new(0) });
+    let worker = Arc::new(Worker { models, revision, seed, api_key, behaviour, asked: AtomicU64::new(0) });
     let app = Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(text))
@@ -119,15 +126,19 @@ pub async fn run(options: ServeOptions) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("--listen {listen} cannot be listened on; choose a free address"))?;
     let mut terminate = signal(SignalKind::terminate())?;
-    axum::serve(listener, app)
-        .with_graceful_shutdown(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-        })
-        .await
-        .context("serving")
+    let told = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    };
+    match tls.acceptor()? {
+        None => axum::serve(listener, app).with_graceful_shutdown(told).await,
+        Some(acceptor) => {
+            axum::serve(TlsListener { tcp: listener, acceptor }, app).with_graceful_shutdown(told).await
+        }
+    }
+    .context("serving")
 }
 
 async fn list(State(worker): State<Arc<Worker>>) -> Json<Value> {
@@ -149,6 +160,12 @@ async fn text(State(worker): State<Arc<Worker>>, headers: HeaderMap, body: Bytes
 
 impl Worker {
     async fn answer(&self, form: Form, headers: &HeaderMap, body: &[u8]) -> Response {
+        let sent = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        if let Some(key) = &self.api_key
+            && sent != Some(format!("Bearer {key}").as_bytes())
+        {
+            return refusal(StatusCode::UNAUTHORIZED, "another key is wanted");
+        }
         let asked: Asked = match serde_json::from_slice(body) {
             Ok(asked) => asked,
             Err(error) => {

@@ -4,10 +4,14 @@
 //! model's name) is the operator's matter, and the client learns only that it is. A provider's own words about accounts,
 //! organisations and keys do not pass.
 
+use std::error::Error;
+use std::io;
+
 use fairlead_openai::ApiError;
 use fairlead_openai::error::ErrorBody;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
+use rustls::CertificateError;
 
 /// The longest time that a provider is left alone for because it says so.
 const LONGEST_RETRY_AFTER: u32 = 300;
@@ -61,6 +65,48 @@ pub fn told(backend: &str, status: StatusCode, headers: &HeaderMap, body: &[u8])
     }
 }
 
+/// The error that a client gets when a provider's certificate is not accepted.
+pub fn not_trusted(backend: &str, why: &str) -> ApiError {
+    let message =
+        format!("backend {backend}: the provider's certificate is not accepted: {why}; tell who runs this service");
+    upstream("provider_untrusted", message)
+}
+
+/// The error that a client gets when a provider cannot be reached.
+pub fn unreachable(backend: &str, attempts: u32) -> ApiError {
+    let message =
+        format!("backend {backend}: the provider could not be reached in {attempts} attempts; try again soon");
+    ApiError::unavailable("provider_unreachable", message, 1)
+}
+
+/// Why a certificate was not accepted, when that is what went wrong, or is among its causes.
+pub fn untrusted(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(problem)) = error.downcast_ref() {
+            return Some(match problem {
+                // A bad signature: an authority of that name is known, but with another key, as after it was made anew.
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                    "no authority has signed it that provider.caSecretRef has, or without that the system"
+                }
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet",
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                    "it is for another host than that of provider.url"
+                }
+                _ => "it cannot be verified",
+            });
+        }
+        // What an I/O error wraps is not its source, but itself.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
+}
+
 fn upstream(code: &str, message: String) -> ApiError {
     ApiError::new(502, "upstream_error", message).with_code(code)
 }
@@ -88,6 +134,19 @@ mod tests {
         assert_eq!((told.status, told.message.as_str()), (400, "temperature is too high"));
         assert_eq!((told.param.as_deref(), told.code.as_deref()), (Some("temperature"), Some("bad")));
         assert_eq!(error(400, "<html>").status, 400);
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_accepted_is_found_among_the_causes() {
+        let wrong = |problem| io::Error::other(io::Error::other(rustls::Error::InvalidCertificate(problem)));
+        let why = untrusted(&wrong(CertificateError::UnknownIssuer)).expect("found");
+        assert!(why.contains("caSecretRef"));
+        assert_eq!(untrusted(&wrong(CertificateError::BadSignature)), Some(why));
+        assert!(untrusted(&wrong(CertificateError::NotValidForName)).expect("found").contains("provider.url"));
+        assert_eq!(untrusted(&io::Error::other(rustls::Error::DecryptError)), None);
+        assert_eq!(untrusted(&io::Error::from(io::ErrorKind::ConnectionRefused)), None);
+        let told = not_trusted("cloud", why);
+        assert_eq!((told.status, told.code.as_deref()), (502, Some("provider_untrusted")));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use fairlead_crds::model_route::Backend;
 use fairlead_crds::model_route::provider::Provider;
 
 use super::{Objects, Origin};
+use crate::provider::hosts;
 use crate::provider::credentials::{Hidden, Place, ca_place, key_place};
 use crate::provider::target::{Inputs, Target};
 
@@ -38,7 +39,7 @@ pub(super) fn target(
     }
     let host = provider.host();
     if let Some(hosts) = &objects.provider_hosts
-        && !hosts.iter().any(|allowed| allowed == host || host.strip_suffix(":443") == Some(allowed.as_str()))
+        && !hosts.iter().any(|allowed| hosts::allows(allowed, host))
     {
         return Err(format!(
             "url: this gateway may not call {host:?}; whoever runs it allows hosts by --provider-hosts (gateway.providers.hosts of \

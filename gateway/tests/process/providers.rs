@@ -175,8 +175,10 @@ async fn a_provider_with_a_certificate_of_somebody_else_is_not_called() {
     backend["provider"]["caFile"] = other.backend()["provider"]["caFile"].clone();
     let gateway = Gateway::start(&route_of("chat", &json!({"backends": [backend]})), &[]).await;
     let response = gateway.chat("chat", false).await;
-    assert_eq!(response.status(), 503);
-    assert_eq!(error_of(response).await["code"], "upstream_unreachable");
+    assert_eq!(response.status(), 502);
+    let error = error_of(response).await;
+    assert_eq!(error["code"], "provider_untrusted");
+    assert!(error["message"].as_str().is_some_and(|message| message.contains("caSecretRef")), "{error}");
     assert!(provider.worker.is_idle());
 }
 
