@@ -40,7 +40,8 @@ pub async fn prepare(paths: &Paths, tools: &Tools, programs: &Path) -> Result<()
     let manifest = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let manifest = Target::find()?.localized(&manifest);
     shell::output_with_input(&mut status::kubectl(paths, &["apply", "-f", "-"]), &manifest)?;
-    let values = [format!("operator.hfEndpoint={HUB_URL}"), format!("gateway.providers.hosts={{{PROVIDERS}}}")];
+    let values =
+        [format!("operator.hfEndpoint={HUB_URL}"), format!("gateway.providers.hosts={{{PROVIDERS}}}")];
     install::install(paths, tools, &values).await?;
     let hubs: Api<Deployment> = Api::namespaced(cluster::client(&paths.kubeconfig()).await?, HUB_NAMESPACE);
     cluster::await_condition(&hubs, "hub", cluster::deployment_available, HUB_READY).await

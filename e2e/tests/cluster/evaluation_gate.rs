@@ -90,7 +90,8 @@ async fn all_go_to(gateway: &Gateway, model: &str, backend: &str) -> Result<()> 
 
 /// A canary of one step that answers decide about.
 fn canary(backend: &str, hold: &str, bound: &Value) -> Value {
-    let mut evaluation = json!({"metric": "Evaluation", "evaluation": "support-quality", "score": "contains"});
+    let mut evaluation =
+        json!({"metric": "Evaluation", "evaluation": "support-quality", "score": "contains"});
     for (field, value) in bound.as_object().into_iter().flatten() {
         evaluation[field] = value.clone();
     }

@@ -61,7 +61,10 @@ async fn a_provider_answers_when_no_pod_can_and_its_faults_are_named() -> Result
         })
         .await?;
         let (status, body) = asking.refused(&model("keyless")).await?;
-        ensure!(status == StatusCode::SERVICE_UNAVAILABLE && body["error"]["code"] == "no_endpoint", "{status}: {body}");
+        ensure!(
+            status == StatusCode::SERVICE_UNAVAILABLE && body["error"]["code"] == "no_endpoint",
+            "{status}: {body}"
+        );
         cloud.make_key("missing").await?;
         eventually(DECIDED, async || asking.answered_by(&model("keyless"), "cloud").await).await?;
 

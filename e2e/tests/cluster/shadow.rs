@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::gateways::metric;
 use crate::support::{
-    DECIDED, Gateway, SERVED, apply, await_ready, chat, eventually, in_namespace, kubectl,
-    model_deployment, model_route, worker,
+    DECIDED, Gateway, SERVED, apply, await_ready, chat, eventually, in_namespace, kubectl, model_deployment,
+    model_route, worker,
 };
 
 /// Requests to each shadow, half of them streamed.
@@ -46,7 +46,8 @@ async fn a_shadow_is_compared_and_its_faults_are_not_felt() -> Result<()> {
         let live = Live { namespace: &namespace, gateway: &gateway, model: &model };
 
         // It is asked by its own name: a worker refuses any other, and what is refused is not Answered.
-        live.mirror("well", &json!({"embedder": {"modelDeployment": "encoder"}, "maxInFlight": REQUESTS})).await?;
+        live.mirror("well", &json!({"embedder": {"modelDeployment": "encoder"}, "maxInFlight": REQUESTS}))
+            .await?;
         let before = Seen::of(&namespace, "well").await?;
         live.ask(REQUESTS).await?;
         eventually(DECIDED, async || {
@@ -85,7 +86,8 @@ async fn a_shadow_is_compared_and_its_faults_are_not_felt() -> Result<()> {
             let counted = metric("fairlead_gateway_variant_requests_total", &[&route, &backend]).await?;
             ensure!(counted == 0.0, "{counted} requests of {name} are counted");
         }
-        let failed = metric("fairlead_gateway_variant_requests_total", &[&route, "result=\"Failed\""]).await?;
+        let failed =
+            metric("fairlead_gateway_variant_requests_total", &[&route, "result=\"Failed\""]).await?;
         ensure!(failed == 0.0, "{failed} live requests failed");
         Ok(())
     })
@@ -103,8 +105,7 @@ impl Live<'_> {
     /// Mirrors all requests to this backend, and waits until the gateway does.
     async fn mirror(&self, backend: &str, more: &Value) -> Result<()> {
         // A merge patch keeps what it does not name.
-        let mut shadow =
-            json!({"backend": backend, "percent": 100, "embedder": null, "maxInFlight": null, "timeout": null});
+        let mut shadow = json!({"backend": backend, "percent": 100, "embedder": null, "maxInFlight": null, "timeout": null});
         for (field, value) in more.as_object().into_iter().flatten() {
             shadow[field] = value.clone();
         }
@@ -131,8 +132,11 @@ impl Live<'_> {
             ensure!(status == StatusCode::OK && by.is_some_and(|by| by == "live"), "{status}: {text}");
             let events = text.split("\n\n").filter_map(|event| event.strip_prefix("data: {"));
             let said: String = if number.is_multiple_of(2) {
-                let events = events.filter_map(|event| serde_json::from_str::<Value>(&format!("{{{event}")).ok());
-                events.filter_map(|it| it["choices"][0]["delta"]["content"].as_str().map(str::to_owned)).collect()
+                let events =
+                    events.filter_map(|event| serde_json::from_str::<Value>(&format!("{{{event}")).ok());
+                events
+                    .filter_map(|it| it["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+                    .collect()
             } else {
                 let whole: Value = serde_json::from_str(&text)?;
                 whole["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned()
@@ -159,9 +163,11 @@ impl Seen {
     async fn of(namespace: &str, backend: &str) -> Result<Self> {
         let labels = [format!("route=\"{namespace}/chat\""), format!("backend=\"{backend}\"")];
         let [route, backend] = labels.each_ref().map(String::as_str);
-        let requests =
-            async |result: &str| metric("fairlead_gateway_shadow_requests_total", &[route, backend, result]).await;
-        let of = async |name: &str| metric(&format!("fairlead_gateway_shadow_{name}"), &[route, backend]).await;
+        let requests = async |result: &str| {
+            metric("fairlead_gateway_shadow_requests_total", &[route, backend, result]).await
+        };
+        let of =
+            async |name: &str| metric(&format!("fairlead_gateway_shadow_{name}"), &[route, backend]).await;
         Ok(Self {
             answered: requests("result=\"Answered\"").await?,
             failed: requests("result=\"Failed\"").await?,

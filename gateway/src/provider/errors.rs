@@ -67,15 +67,17 @@ pub fn told(backend: &str, status: StatusCode, headers: &HeaderMap, body: &[u8])
 
 /// The error that a client gets when a provider's certificate is not accepted.
 pub fn not_trusted(backend: &str, why: &str) -> ApiError {
-    let message =
-        format!("backend {backend}: the provider's certificate is not accepted: {why}; tell who runs this service");
+    let message = format!(
+        "backend {backend}: the provider's certificate is not accepted: {why}; tell who runs this service"
+    );
     upstream("provider_untrusted", message)
 }
 
 /// The error that a client gets when a provider cannot be reached.
 pub fn unreachable(backend: &str, attempts: u32) -> ApiError {
-    let message =
-        format!("backend {backend}: the provider could not be reached in {attempts} attempts; try again soon");
+    let message = format!(
+        "backend {backend}: the provider could not be reached in {attempts} attempts; try again soon"
+    );
     ApiError::unavailable("provider_unreachable", message, 1)
 }
 
@@ -90,7 +92,9 @@ pub fn untrusted(error: &(dyn Error + 'static)) -> Option<&'static str> {
                     "no authority has signed it that provider.caSecretRef has, or without that the system"
                 }
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
-                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet",
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    "it is not valid yet"
+                }
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     "it is for another host than that of provider.url"
                 }
@@ -142,7 +146,9 @@ mod tests {
         let why = untrusted(&wrong(CertificateError::UnknownIssuer)).expect("found");
         assert!(why.contains("caSecretRef"));
         assert_eq!(untrusted(&wrong(CertificateError::BadSignature)), Some(why));
-        assert!(untrusted(&wrong(CertificateError::NotValidForName)).expect("found").contains("provider.url"));
+        assert!(
+            untrusted(&wrong(CertificateError::NotValidForName)).expect("found").contains("provider.url")
+        );
         assert_eq!(untrusted(&io::Error::other(rustls::Error::DecryptError)), None);
         assert_eq!(untrusted(&io::Error::from(io::ErrorKind::ConnectionRefused)), None);
         let told = not_trusted("cloud", why);

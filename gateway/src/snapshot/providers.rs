@@ -6,8 +6,8 @@ use fairlead_crds::model_route::Backend;
 use fairlead_crds::model_route::provider::Provider;
 
 use super::{Objects, Origin};
-use crate::provider::hosts;
 use crate::provider::credentials::{Hidden, Place, ca_place, key_place};
+use crate::provider::hosts;
 use crate::provider::target::{Inputs, Target};
 
 /// The target of a provider; the known one where nothing has changed, with its connections.

@@ -106,6 +106,7 @@ fn authority() -> Result<CertifiedIssuer<'static, KeyPair>> {
 }
 
 async fn secret(namespace: &str, name: &str, files: &Value) -> Result<()> {
-    let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": files});
+    let object =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": files});
     apply(namespace, &object).await
 }

@@ -39,11 +39,14 @@ impl Trickle {
                         all.push(match gateway.post("/v1/chat/completions", &body).await {
                             Ok((status, headers, body)) => {
                                 let backend = headers.get("x-fairlead-backend");
-                                let backend = backend.and_then(|value| value.to_str().ok()).unwrap_or_default();
+                                let backend =
+                                    backend.and_then(|value| value.to_str().ok()).unwrap_or_default();
                                 let failure = (status != StatusCode::OK).then(|| format!("{status}: {body}"));
                                 Asked { backend: backend.to_owned(), failure }
                             }
-                            Err(error) => Asked { backend: String::new(), failure: Some(format!("{error:#}")) },
+                            Err(error) => {
+                                Asked { backend: String::new(), failure: Some(format!("{error:#}")) }
+                            }
                         });
                     }
                     all
