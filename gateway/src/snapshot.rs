@@ -11,6 +11,7 @@ use fairlead_crds::condition;
 use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::canary::RolloutStatus;
 use fairlead_crds::model_route::endpoint_policy::EndpointPolicy;
+use fairlead_crds::model_route::resilience;
 use fairlead_crds::model_route::rules::check;
 use fairlead_crds::model_route::shadow::ShadowEmbedder;
 use fairlead_crds::model_route::{Backend, ModelRoute, shares};
@@ -199,6 +200,9 @@ impl Builder<'_> {
             previous.as_ref().map(|previous| &previous.resilience),
             Instant::now(),
         );
+        // What cannot be read is as if it was left out, and told.
+        let unusable = resilience::check::problems(&route.spec).into_iter();
+        self.next.problems.extend(unusable.map(|problem| format!("ModelRoute {id}: {problem}")));
         let mut backends = Vec::with_capacity(route.spec.backends.len());
         for (index, (backend, weight)) in route.weights().into_iter().enumerate() {
             let before = previous
@@ -371,11 +375,9 @@ impl Builder<'_> {
         previous: Option<&Route>,
     ) -> Result<Option<Arc<ShadowRule>>, String> {
         let Some(spec) = &route.spec.shadow else { return Ok(None) };
+        // `resilience::check` has told of it.
         if !route.spec.backends.iter().any(|backend| backend.name == spec.backend) {
-            return Err(format!(
-                "backend: there is no backend {:?} in spec.backends; name one of them",
-                spec.backend
-            ));
+            return Ok(None);
         }
         let embedder = match &spec.embedder {
             None => None,

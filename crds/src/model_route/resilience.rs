@@ -1,6 +1,8 @@
 //! What a route does when its backends are slow, full or broken: `spec.timeouts`, `retries`, `circuitBreaker`, `hedging` and
 //! `fallbacks`. What is left out is as the gateway's flags say.
 
+pub mod check;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -234,3 +234,25 @@ fn while_pods_are_replaced_each_is_of_the_revision_on_its_label() {
     assert_eq!(backend(&next)["10.0.0.1:8000"].in_flight(), 0);
     assert_eq!(running.endpoint().revision(), Some("r1"));
 }
+
+#[test]
+fn what_is_said_of_slow_backends_and_cannot_be_used_is_told() {
+    let spec = json!({"backends": [{"name": "v1", "modelDeployment": "llama"}], "timeouts": {"request": "soon"},
+        "fallbacks": [{"backend": "cloud"}], "shadow": {"backend": "v2", "percent": 5}});
+    let snapshot = build(&cluster(
+        vec![route("a", "chat", T1, spec)],
+        vec![deployment("a", "llama", json!({}))],
+        vec![slice("a", "llama", &["10.0.0.1"])],
+    ));
+    let [fallback, shadow, time] = snapshot.problems() else { panic!("{:?}", snapshot.problems()) };
+    assert!(fallback.contains("spec.fallbacks[].backend") && fallback.contains("cloud"), "{fallback}");
+    assert!(shadow.contains("spec.shadow.backend") && shadow.contains("v2"), "{shadow}");
+    assert!(time.starts_with("ModelRoute a/chat: spec.timeouts.request") && time.contains("30s"), "{time}");
+    // All else is in force.
+    let route = snapshot.route("chat").expect("a route");
+    assert!(
+        route.backends[0].endpoints.len() == 1
+            && route.resilience.request.is_none()
+            && route.shadow.is_none()
+    );
+}

@@ -3,63 +3,20 @@
 
 use fairlead_crds::condition::stalled;
 use fairlead_crds::model_deployment::Task;
-use fairlead_crds::model_route::duration;
 use fairlead_crds::model_route::provider::Provider;
-use fairlead_crds::model_route::resilience::{CircuitBreaker, Fallback, Hedging, Timeouts};
-use fairlead_crds::model_route::shadow::Shadow;
-use fairlead_crds::model_route::{Backend, ModelRoute};
+use fairlead_crds::model_route::resilience::check::problems;
+use fairlead_crds::model_route::{ModelRoute, ModelRouteSpec};
 
 use super::dereference::Dereferenced;
 use super::validate::invalid;
 use crate::error::Error;
 
-/// Whether all times can be read.
+/// Whether times can be read, and fallbacks and shadow are backends of the route.
 ///
 /// # Errors
-/// [`Error::Invalid`] naming the field.
-pub fn check_times(
-    timeouts: Option<&Timeouts>,
-    breaker: Option<&CircuitBreaker>,
-    hedging: Option<&Hedging>,
-    shadow: Option<&Shadow>,
-) -> Result<(), Error> {
-    let times = [
-        ("timeouts.firstByte", timeouts.and_then(|it| it.first_byte.as_ref())),
-        ("timeouts.betweenTokens", timeouts.and_then(|it| it.between_tokens.as_ref())),
-        ("timeouts.request", timeouts.and_then(|it| it.request.as_ref())),
-        ("circuitBreaker.openFor", breaker.and_then(|it| it.open_for.as_ref())),
-        ("hedging.after", hedging.map(|it| &it.after)),
-        ("shadow.timeout", shadow.and_then(|it| it.timeout.as_ref())),
-    ];
-    for (field, text) in times {
-        if let Some(text) = text.filter(|text| duration::parse(text).is_none()) {
-            return Err(invalid(format!(
-                "spec.{field} is {text:?}; write a time above 0, such as 250ms, 30s or 1m30s"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Whether fallbacks and shadow are backends of the route.
-///
-/// # Errors
-/// [`Error::Invalid`] naming the field.
-pub fn check_names(
-    backends: &[Backend],
-    fallbacks: &[Fallback],
-    shadow: Option<&Shadow>,
-) -> Result<(), Error> {
-    let known = |name: &str| backends.iter().any(|backend| backend.name == name);
-    let named = fallbacks.iter().map(|it| ("fallbacks[].backend", it.backend.as_str()));
-    for (field, name) in named.chain(shadow.map(|it| ("shadow.backend", it.backend.as_str()))) {
-        if !known(name) {
-            return Err(invalid(format!(
-                "spec.{field}: there is no backend {name} in spec.backends; name one of them"
-            )));
-        }
-    }
-    Ok(())
+/// [`Error::Invalid`] naming the first field that is not.
+pub fn check(spec: &ModelRouteSpec) -> Result<(), Error> {
+    problems(spec).into_iter().next().map_or(Ok(()), |problem| Err(invalid(problem)))
 }
 
 /// Whether a provider is one that a gateway in a cluster can call.

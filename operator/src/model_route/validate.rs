@@ -36,12 +36,13 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
         stickiness,
         canary,
         endpoint_policy: _,
-        timeouts,
+        // `resilience::check` reads these.
+        timeouts: _,
         retries: _,
-        circuit_breaker,
-        hedging,
-        fallbacks,
-        shadow,
+        circuit_breaker: _,
+        hedging: _,
+        fallbacks: _,
+        shadow: _,
     } = &object.spec;
     check_backends(backends)?;
     if let Some(problem) = check::problems(&object.spec).into_iter().next() {
@@ -50,8 +51,7 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
     if let Some(problem) = stickiness.as_ref().and_then(check::stickiness_problem) {
         return Err(invalid(problem));
     }
-    resilience::check_times(timeouts.as_ref(), circuit_breaker.as_ref(), hedging.as_ref(), shadow.as_ref())?;
-    resilience::check_names(backends, fallbacks, shadow.as_ref())?;
+    resilience::check(&object.spec)?;
     let takers: Vec<&Backend> =
         object.weights().into_iter().filter(|(_, weight)| *weight > 0).map(|(backend, _)| backend).collect();
     if takers.is_empty() {
