@@ -26,7 +26,7 @@ async fn a_version_that_passes_its_gates_takes_over_and_a_bad_one_is_taken_back(
         let mut route = example("quickstart/modelroute.yaml")?;
         route["spec"] = json!({
             "model": model,
-            "backends": VERSIONS.map(|version| json!({"name": version, "modelDeployment": format!("tiny-{version}"), "weight": u8::from(version == "v1")})),
+            "backends": backends("v1"),
         });
         apply(&namespace, &route).await?;
         for version in VERSIONS {
@@ -46,8 +46,7 @@ async fn a_version_that_passes_its_gates_takes_over_and_a_bad_one_is_taken_back(
                 {"metric": "TokensPerAnswer", "quantile": "0.5", "max": "20"},
             ]},
         }}});
-        let patch = canary.to_string();
-        kubectl(&["-n", &namespace, "patch", "modelroute", "support-chat", "--type=merge", "-p", &patch]).await?;
+        patch(&namespace, &canary).await?;
         let requests = Trickle::start(&gateway, &model);
         let live = await_phase(&namespace, "support-chat", "Promoted").await?;
         let requests = requests.stop().await?;
@@ -57,36 +56,37 @@ async fn a_version_that_passes_its_gates_takes_over_and_a_bad_one_is_taken_back(
         ensure!(gates.len() == 3 && gates.iter().all(|gate| gate["verdict"] == "Pass"), "{rollout}");
         println!("promoted after {} requests at most", requests.len());
         stays.until_answered_by("v2").await?;
-        ensure!(stays.ask().await? == ("v2".to_owned(), ANSWER.to_owned()), "the second version answers as well");
+        ensure!(
+            stays.ask().await? == ("v2".to_owned(), ANSWER.to_owned()),
+            "the second version answers as well"
+        );
 
         // Folded into Git: no traffic moves, and weights decide again.
-        weigh(&namespace, 0, 1, 0).await?;
-        let folded = r#"{"spec": {"canary": null}}"#;
-        kubectl(&["-n", &namespace, "patch", "modelroute", "support-chat", "--type=merge", "-p", folded]).await?;
+        patch(&namespace, &json!({"spec": {"backends": backends("v2"), "canary": null}})).await?;
         await_phase(&namespace, "support-chat", "Idle").await?;
         ensure!(stays.ask().await?.0 == "v2");
 
-        weigh(&namespace, 0, 0, 1).await?;
+        patch(&namespace, &json!({"spec": {"backends": backends("undertrained")}})).await?;
         stays.until_answered_by("undertrained").await?;
         let (_, answer) = stays.ask().await?;
         ensure!(answer != ANSWER, "the version that was trained too briefly is right: {answer}");
 
-        weigh(&namespace, 0, 1, 0).await?;
+        patch(&namespace, &json!({"spec": {"backends": backends("v2")}})).await?;
         stays.until_answered_by("v2").await
     })
     .await
 }
 
-async fn weigh(namespace: &str, v1: u32, v2: u32, undertrained: u32) -> Result<()> {
-    let patch: Vec<Value> = [v1, v2, undertrained]
-        .iter()
-        .enumerate()
-        .map(|(at, weight)| json!({"op": "replace", "path": format!("/spec/backends/{at}/weight"), "value": weight}))
-        .collect();
-    let patch = Value::from(patch).to_string();
-    kubectl(&["-n", namespace, "patch", "modelroute", "support-chat", "--type=json", "-p", &patch])
-        .await
-        .map(drop)
+/// All versions, of which one has everything.
+fn backends(all: &str) -> Vec<Value> {
+    let of = |version: &str| json!({"name": version, "modelDeployment": format!("tiny-{version}"), "weight": u8::from(version == all)});
+    VERSIONS.map(of).into()
+}
+
+async fn patch(namespace: &str, change: &Value) -> Result<()> {
+    let change = change.to_string();
+    let patch = ["patch", "modelroute", "support-chat", "--type=merge", "-p", &change];
+    kubectl(&[&["-n", namespace][..], &patch].concat()).await.map(drop)
 }
 
 struct Asking<'a> {
