@@ -9,7 +9,6 @@
 /// What is wrong with it, and the remedy.
 pub fn parse(entry: &str) -> Result<String, String> {
     let domain = entry.strip_prefix("*.").unwrap_or(entry);
-    let odd = |c: char| c.is_whitespace() || matches!(c, '*' | '/' | '@' | '?' | '#' | ',');
     if domain.is_empty() || domain.starts_with('.') || domain.contains(odd) {
         return Err(format!(
             "{entry:?} is not a host; write one such as api.example.com or h.example.com:8443, or *.example.com for all below it"
@@ -20,6 +19,10 @@ pub fn parse(entry: &str) -> Result<String, String> {
 
 /// Whether an entry allows a host, which has a port where its URL has one.
 pub fn allows(entry: &str, host: &str) -> bool {
+    // Where a URL's reader would see the host end earlier, its end says nothing: evil.org#.example.com is evil.org.
+    if host.contains(odd) {
+        return false;
+    }
     let host = without_default_port(host);
     let entry = without_default_port(entry);
     match entry.strip_prefix('*') {
@@ -27,6 +30,11 @@ pub fn allows(entry: &str, host: &str) -> bool {
         Some(below) => host.len() > below.len() && ends_with(host, below),
         None => host.eq_ignore_ascii_case(entry),
     }
+}
+
+/// What no host has.
+fn odd(c: char) -> bool {
+    !(c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']'))
 }
 
 fn without_default_port(host: &str) -> &str {
@@ -64,6 +72,11 @@ mod tests {
             ("*.example.com", "a.example.com.evil.org"),
             ("*.example.com", "a.example.com:8443"),
             ("*.example.com", ""),
+            ("*.example.com", "evil.org#.example.com"),
+            ("*.example.com", "evil.org?.example.com"),
+            ("*.example.com", "evil.org\\.example.com"),
+            ("*.example.com", "evil.org@a.example.com"),
+            ("*.example.com", "evil.org%2f.example.com"),
         ] {
             assert!(!allows(entry, host), "{entry} {host}");
         }

@@ -2,7 +2,8 @@
 //!
 //! What goes to them is the request without what only our pods know and without whose it is ([`body`]), under the gateway's own
 //! key ([`target`]); what comes back has the route's name for the model ([`rename`]) and errors in our words ([`errors`]).
-//! Keys are in no log and no error. Which hosts may be called is told by [`hosts`]. Credentials are read by `sources`; `snapshot` builds targets, `forward` uses them.
+//! Keys are in no log and no error. [`hosts`] says which may be called. Credentials are read by `sources`; `snapshot` builds
+//! targets, `forward` uses them.
 
 pub mod body;
 pub mod credentials;
