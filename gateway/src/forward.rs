@@ -253,11 +253,7 @@ fn unavailable(route: &Route, reason: Unavailable, exchange: Box<Exchange>) -> R
 }
 
 /// The last attempt's failure as the answer.
-fn failed_attempt(
-    route: &Route,
-    error: AttemptError,
-    mut exchange: Box<Exchange>,
-) -> Response<GatewayBody> {
+fn failed_attempt(route: &Route, error: AttemptError, mut exchange: Box<Exchange>) -> Response<GatewayBody> {
     let attempts = exchange.attempts;
     match error {
         AttemptError::Busy(head, bytes) | AttemptError::Server(head, bytes) => {
