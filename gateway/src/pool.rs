@@ -116,7 +116,7 @@ impl Pool {
         let stream = connected.map_err(|error| CallError::Connect(error.into()))?;
         let stream = TokioIo::new(SmallWrites(stream.into_inner()));
         let (sender, connection) = http1::handshake(stream).await?;
-        Ok(Box::new(Line { sender, connection, ended: false }))
+        Ok(Box::new(Line { sender, connection: Some(connection), ended: false }))
     }
 }
 
@@ -128,7 +128,8 @@ fn host_of(authority: &Authority) -> &str {
 /// One connection.
 struct Line {
     sender: SendRequest<Full<Bytes>>,
-    connection: Connection<TokioIo<SmallWrites<TcpStream>>, Full<Bytes>>,
+    /// `None` once a request was taken back from it.
+    connection: Option<Connection<TokioIo<SmallWrites<TcpStream>>, Full<Bytes>>>,
     ended: bool,
 }
 
@@ -142,10 +143,10 @@ struct Unanswered {
 impl Line {
     /// Lets the connection read and write what it can; ready when it has ended.
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        if self.ended {
+        let Some(connection) = self.connection.as_mut().filter(|_| !self.ended) else {
             return Poll::Ready(Ok(()));
-        }
-        let ended = ready!(Pin::new(&mut self.connection).poll(cx));
+        };
+        let ended = ready!(Pin::new(connection).poll(cx));
         self.ended = true;
         Poll::Ready(ended)
     }
@@ -176,7 +177,13 @@ impl Line {
                 }
                 Poll::Pending => {
                     let error = ready!(driven).err().map_or(CallError::Ended, CallError::from);
-                    Poll::Ready(Err(Unanswered { error, unsent: None }))
+                    // One that ended before it looked for requests gives this one back when it goes.
+                    self.connection = None;
+                    let unsent = match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                        Poll::Ready(Err(mut failed)) => failed.take_message(),
+                        _ => None,
+                    };
+                    Poll::Ready(Err(Unanswered { error, unsent }))
                 }
             }
         })
@@ -290,17 +297,31 @@ impl Resting {
         }
     }
 
-    /// Takes out those that have rested for long or cannot take a request any more.
-    fn take_outworn(&self, now: Instant) -> Vec<Rested> {
-        let mut lines = self.lock();
-        let mut outworn = Vec::new();
-        lines.retain(|_, rested| {
-            outworn.extend(rested.extract_if(.., |(since, line)| {
-                now.saturating_duration_since(*since) >= LONGEST_REST || !line.is_free()
-            }));
-            !rested.is_empty()
-        });
-        outworn
+    /// Closes those that have rested for long or cannot take a request any more; how many.
+    ///
+    /// To look at one is a system call, and to close one another. So the lock, for which requests wait, is held for neither: the
+    /// connections to a host are taken out meanwhile, and requests that come then make new ones.
+    fn close_outworn(&self, now: Instant) -> usize {
+        let hosts: Vec<Authority> = self.lock().keys().cloned().collect();
+        let mut closed = 0;
+        for host in hosts {
+            let Some(rested) = self.lock().get_mut(&host).map(std::mem::take) else { continue };
+            let looked_at = rested.len();
+            let fit = rested.into_iter().filter_map(|(since, mut line)| {
+                (now.saturating_duration_since(since) < LONGEST_REST && line.is_free())
+                    .then_some((since, line))
+            });
+            let fit: Vec<Rested> = fit.collect();
+            closed += looked_at - fit.len();
+            let mut lines = self.lock();
+            let known = lines.entry(host).or_default();
+            // Those that came meanwhile are the younger ones.
+            drop(known.splice(..0, fit));
+            if known.is_empty() {
+                lines.retain(|_, known| !known.is_empty());
+            }
+        }
+        closed
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Authority, Vec<Rested>>> {
@@ -316,8 +337,7 @@ async fn sweep(resting: Weak<Resting>) {
     loop {
         ticks.tick().await;
         let Some(resting) = resting.upgrade() else { return };
-        // Closed here, where nobody waits for the lock.
-        drop(resting.take_outworn(Instant::now()));
+        resting.close_outworn(Instant::now());
     }
 }
 

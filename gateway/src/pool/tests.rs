@@ -106,7 +106,7 @@ async fn a_connection_that_the_pod_closed_costs_no_request() {
         tokio::time::timeout(Duration::from_secs(20), async {
             while !pool.resting.lock().is_empty() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                drop(pool.resting.take_outworn(Instant::now()));
+                pool.resting.close_outworn(Instant::now());
             }
         })
         .await
@@ -156,15 +156,44 @@ async fn who_has_rested_for_long_is_closed() {
     let (pool, mut server) = (pool(), Server::new(WHOLE, usize::MAX).await);
     whole(&pool, &server).await.expect("whole");
     let now = Instant::now();
-    assert!(pool.resting.take_outworn(now).is_empty());
-    let outworn = pool.resting.take_outworn(now + LONGEST_REST);
-    assert_eq!(outworn.len(), 1);
+    assert_eq!(pool.resting.close_outworn(now), 0);
+    whole(&pool, &server).await.expect("whole");
+    assert_eq!(server.connections(), 1, "one that is well is put back");
+    assert_eq!(pool.resting.close_outworn(now + LONGEST_REST * 2), 1);
     assert!(pool.resting.lock().is_empty(), "nothing is kept of a pod without connections");
-    drop(outworn);
     tokio::time::timeout(Duration::from_secs(20), server.closed.recv())
         .await
         .expect("in time")
         .expect("closed");
+}
+
+#[tokio::test]
+async fn a_request_that_meets_the_end_of_its_connection_comes_back() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let pool = pool();
+    let request = Request::post(format!("http://{address}/")).body(Full::from("ask")).expect("a request");
+    let pod = async {
+        let (mut stream, _) = listener.accept().await.expect("accepted");
+        let mut read = Vec::new();
+        while !read.ends_with(b"ask") {
+            stream.read_buf(&mut read).await.expect("read");
+        }
+        stream.write_all(WHOLE.as_bytes()).await.expect("written");
+        stream
+    };
+    let (answer, stream) = tokio::join!(pool.call(request), pod);
+    answer.expect("an answer").into_body().collect().await.expect("whole");
+    let (_, rested) = pool.resting.lock().drain().next().expect("a pod");
+    let (_, mut line) = rested.into_iter().next().expect("a line that rests");
+    drop(stream);
+    // The end of a later connection is read, so that of the line has reached the reactor too.
+    let mut later = TcpStream::connect(address).await.expect("connected");
+    drop(listener.accept().await.expect("accepted"));
+    assert_eq!(later.read(&mut [0]).await.expect("read"), 0);
+    let request = Request::post("/").body(Full::from("ask")).expect("a request");
+    let unanswered = line.ask(request).await.expect_err("no answer");
+    assert!(unanswered.unsent.is_some(), "{:?}", unanswered.error);
 }
 
 #[test]
