@@ -101,11 +101,11 @@ def long_text(number, bytes_wanted):
     return "\n".join(lines)
 
 
-def measure(what, targets, once):
+def measure(what, targets, once, repeats=REPEATS):
     """{gateway: [result of each repeat]}; all repeats, interleaved. A gateway that fails is left out from then on."""
     results = {target.name: [] for target in targets}
     going = list(targets)
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for target in list(going):
             target.wake()
             try:
@@ -235,7 +235,9 @@ def idle_streams(clients, targets):
             time.sleep(1)
 
     what = f"{STREAMS} idle streams"
-    results = measure(what, targets, hold)
+    # Once: gateways keep the memory that the first ones took, and some keep their streams from the server when the clients have gone, until
+    # the server may open no more files.
+    results = measure(what, targets, hold, repeats=1)
     compare(f"memory per stream, {what} (LiteLLM: at most 1000)", "kB", "lower", values(results, lambda result: result["kB"]))
     same = {name: of_one for name, of_one in results.items() if name not in SLOW or STREAMS <= 1000}
     compare(f"memory with {what}", "MB", "lower", values(same, lambda result: result["MB"]))
