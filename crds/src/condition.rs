@@ -10,6 +10,9 @@ pub const RECONCILING: &str = "Reconciling";
 /// Present and True while only a change by a person (to this object or to what it names) can help.
 pub const STALLED: &str = "Stalled";
 
+/// Of routes with providers, as far as gateways have told: False when one cannot be called. `Ready` does not depend on it.
+pub const PROVIDERS_REACHABLE: &str = "ProvidersReachable";
+
 /// Reasons of `Ready=True`.
 pub mod ready {
     /// Every replica serves the current revision.
@@ -84,4 +87,24 @@ pub mod rollout {
     pub const CANARY_ROLLED_BACK: &str = "CanaryRolledBack";
     /// The spec has no canary any more.
     pub const CANARY_REMOVED: &str = "CanaryRemoved";
+}
+
+/// Reasons of `ProvidersReachable`, and of events about it.
+pub mod providers {
+    /// True: every gateway reaches every provider.
+    pub const REACHED: &str = "ProvidersReached";
+    /// A gateway may not call the host, or cannot read the key or the certificate authorities.
+    pub const NOT_USABLE: &str = "ProviderNotUsable";
+    /// The name of its host is not known.
+    pub const NOT_RESOLVED: &str = "ProviderNotResolved";
+    /// Nobody answers at its address.
+    pub const NOT_CONNECTED: &str = "ProviderNotConnected";
+    /// Its certificate is not accepted.
+    pub const NOT_TRUSTED: &str = "ProviderNotTrusted";
+    /// It refuses the key.
+    pub const KEY_REFUSED: &str = "ProviderKeyRefused";
+    /// It knows no such model.
+    pub const MODEL_UNKNOWN: &str = "ProviderModelUnknown";
+    /// Something that only newer gateways know.
+    pub const FAILING: &str = "ProviderFailing";
 }

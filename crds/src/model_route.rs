@@ -139,6 +139,13 @@ use stickiness::Stickiness;
         description = "What the canary waits for, or how it ended"
     ),
     printcolumn(
+        name = "Providers",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"ProvidersReachable\")].reason",
+        priority = 1,
+        description = "Whether the gateways can call its providers, or why not"
+    ),
+    printcolumn(
         name = "Message",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
@@ -255,7 +262,8 @@ pub struct ModelRouteStatus {
     /// The generation that the rest of the status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, and while abnormal `Reconciling` or `Stalled`.
+    /// `Ready`, and while abnormal `Reconciling` or `Stalled`. With providers also `ProvidersReachable`, which is False while a
+    /// gateway cannot call one of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -1,5 +1,5 @@
-//! The admin listener: /healthz, /readyz, /metrics and /rollouts, for probes, Prometheus and the operator, and /debug/explain for
-//! who knows the admin token; apart from the clients' port.
+//! The admin listener: /healthz, /readyz, /metrics, /rollouts and /providers, for probes, Prometheus and the operator, and
+//! /debug/explain for who knows the admin token; apart from the clients' port.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use crate::body::{self, GatewayBody};
 use crate::explain::{self, question};
 use crate::metrics::Metrics;
 use crate::observe::report::{Query, report};
+use crate::provider::report as providers;
 use crate::proxy::Gateway;
 use crate::routing::Routing;
 use crate::token::AdminToken;
@@ -71,9 +72,18 @@ pub async fn handle(request: Request<Incoming>, admin: &Admin) -> Response<Gatew
                 }
             }
         }
+        "/providers" => {
+            let query = Query::parse(request.uri().query().unwrap_or_default());
+            match serde_json::to_string(&providers::report(routing, query.uid())) {
+                Ok(text) => body::json(StatusCode::OK, text),
+                Err(error) => {
+                    body::error(&ApiError::internal(format!("the report could not be written: {error}")))
+                }
+            }
+        }
         path => {
             let message = format!(
-                "there is nothing at {path:?}; this port has /healthz, /readyz, /metrics, /rollouts and /debug/explain"
+                "there is nothing at {path:?}; this port has /healthz, /readyz, /metrics, /rollouts, /providers and /debug/explain"
             );
             body::error(&ApiError::new(404, "invalid_request_error", message))
         }

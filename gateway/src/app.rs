@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin;
 use crate::config::ServeConfig;
 use crate::metrics::Metrics;
+use crate::provider::check;
 use crate::proxy::Gateway;
 use crate::routing::Routing;
 use crate::server::{self, Limits};
@@ -52,6 +53,7 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
         }
     };
     let mut source = source;
+    let mut looks = tokio::spawn(check::follow(Arc::clone(&routing), stop_source.clone()));
     tracing::info!(
         api = %api_listener.local_addr()?,
         admin = %admin_listener.local_addr()?,
@@ -104,6 +106,7 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
     let delay = tokio::select! {
         told = signals.next() => if told == Told::Terminate { config.drain_delay } else { Duration::ZERO },
         ended = &mut source => anyhow::bail!("the source of routes ended by itself ({ended:?}); this is a bug"),
+        ended = &mut looks => anyhow::bail!("the task that looks at providers ended by itself ({ended:?}); this is a bug"),
         ended = &mut api => anyhow::bail!("the API listener ended by itself ({ended:?}); this is a bug"),
         ended = &mut admin => anyhow::bail!("the admin listener ended by itself ({ended:?}); this is a bug"),
     };
@@ -127,6 +130,7 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
     abort.cancel();
     stop_admin.cancel();
     stop_source.cancel();
+    let _ = looks.await;
     Ok(())
 }
 

@@ -55,7 +55,7 @@ pub struct ServeConfig {
     #[arg(long, env = "FAIRLEAD_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
 
-    /// Address of /healthz, /readyz, /metrics, /rollouts and /debug/explain.
+    /// Address of /healthz, /readyz, /metrics, /rollouts, /providers and /debug/explain.
     #[arg(long, env = "FAIRLEAD_ADMIN_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:9000")]
     pub admin_listen: SocketAddr,
 

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use fairlead_crds::model_route::resilience::RetryOn;
 use futures::future::{Either, select};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
+use k8s_openapi::jiff::Timestamp;
 
 use crate::decide::Decision;
 use crate::ejection::Failure as EndpointFailure;
 use crate::endpoint::{Endpoint, InFlight};
 use crate::exchange::Exchange;
 use crate::metrics::{HedgeResult, Metrics, RetryReason};
+use crate::provider::target::Target;
 use crate::provider::{body, errors};
 use crate::proxy::Gateway;
 use crate::request::InferenceRequest;
@@ -246,13 +248,13 @@ impl<'a> Journey<'a> {
             stream: self.request.stream,
             first_byte: self.patience(rules),
             idle: rules.between_tokens,
-            tls: backend.provider.as_ref().map(|target| target.client()),
+            provider: backend.provider.as_deref(),
         };
         let answer = self.gateway.upstream.ask(call).await;
         let answer = match (answer, &backend.provider) {
             (Ok(answer), None) => server_error(answer, rules),
             (Err(error), None) => Err(error),
-            (answer, Some(_)) => of_provider(answer, &backend.name, endpoint),
+            (answer, Some(target)) => of_provider(answer, (&backend.name, target), endpoint),
         };
         match answer {
             Ok(answer) => {
@@ -324,13 +326,16 @@ fn server_error(answer: Answer, rules: &Rules) -> Result<Answer, AttemptError> {
 #[expect(clippy::result_large_err, reason = "it is the answer to be passed on")]
 fn of_provider(
     answer: Result<Answer, AttemptError>,
-    backend: &str,
+    (backend, target): (&str, &Target),
     endpoint: &Endpoint,
 ) -> Result<Answer, AttemptError> {
     let (head, bytes) = match answer? {
         Answer::Whole(head, bytes) if head.status.as_u16() >= 400 => (head, bytes),
         answer => return Ok(answer),
     };
+    if head.status == StatusCode::NOT_FOUND {
+        target.health().not_found(target.model(), &bytes, Timestamp::now());
+    }
     let error = errors::told(backend, head.status, &head.headers, &bytes);
     if matches!(head.status.as_u16(), 429 | 503)
         && let Some(seconds) = errors::retry_after(&head.headers)

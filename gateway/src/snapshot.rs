@@ -17,6 +17,7 @@ use fairlead_crds::model_route::shadow::ShadowEmbedder;
 use fairlead_crds::model_route::{Backend, ModelRoute, shares};
 use http::header::HeaderName;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::decide::Stick;
@@ -118,6 +119,17 @@ pub struct RouteBackend {
     pub circuit: Arc<Circuit>,
     /// Whose it is, where it is not ours.
     pub provider: Option<Arc<Target>>,
+    /// Why it is no provider that can be called, where it should be one.
+    pub unusable: Option<Unusable>,
+}
+
+/// Why a provider cannot be called at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    /// The field of the backend, and the remedy.
+    pub problem: String,
+    /// Since when that is so.
+    pub since: Timestamp,
 }
 
 impl RoutingSnapshot {
@@ -219,12 +231,16 @@ impl Builder<'_> {
                 // The backend stays, without endpoints: its weight still says what the route's author wanted.
                 Err(problem) => {
                     self.next.problems.push(format!("ModelRoute {id}: spec.backends[{index}].{problem}"));
+                    let known = before.and_then(|before| before.unusable.clone());
+                    let known = known.filter(|known| known.problem == problem);
+                    let unusable = known.unwrap_or_else(|| Unusable { problem, since: Timestamp::now() });
                     backends.push(RouteBackend {
                         key: split::key_of(&backend.name),
                         name: backend.name.clone(),
                         weight,
                         cost: backend.cost_per_million_tokens.clone(),
                         circuit,
+                        unusable: backend.provider.is_some().then_some(unusable),
                         ..RouteBackend::default()
                     });
                 }
@@ -317,6 +333,7 @@ impl Builder<'_> {
                 endpoints,
                 circuit,
                 provider: Some(target),
+                unusable: None,
             });
         }
         match (self.objects.origin, &backend.model_deployment, backend.endpoints.as_slice()) {
@@ -352,7 +369,7 @@ impl Builder<'_> {
                     .collect();
                 let endpoints = self.endpoints(&bases)?;
                 let served_model = Some(backend.adapter.as_ref().unwrap_or(deployment).clone());
-                Ok(RouteBackend { name, key, weight, cost, served_model, revision, endpoints, circuit, provider: None })
+                Ok(RouteBackend { name, key, weight, cost, served_model, revision, endpoints, circuit, provider: None, unusable: None })
             }
             (Origin::Manifests, _, []) => {
                 Err("endpoints: missing; without Kubernetes a backend lists addresses, such as [\"http://127.0.0.1:8001\"]"
@@ -362,7 +379,7 @@ impl Builder<'_> {
                 let bases: Vec<_> = bases.iter().map(|base| (base.clone(), None)).collect();
                 let endpoints = self.endpoints(&bases)?;
                 let served_model = backend.adapter.as_ref().or(served.as_ref()).cloned();
-                Ok(RouteBackend { name, key, weight, cost, served_model, revision: None, endpoints, circuit, provider: None })
+                Ok(RouteBackend { name, key, weight, cost, served_model, revision: None, endpoints, circuit, provider: None, unusable: None })
             }
         }
     }

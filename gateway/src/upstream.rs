@@ -23,7 +23,7 @@ use crate::config::ServeConfig;
 use crate::held::HeldBudget;
 use crate::pool::{BodyError, CallError, PodBody, Pool};
 use crate::provider::errors;
-use crate::provider::target::TlsClient;
+use crate::provider::target::Target;
 
 /// Connections to pods.
 #[derive(Debug)]
@@ -91,8 +91,8 @@ pub struct Call<'a> {
     pub first_byte: Instant,
     /// How long it may be silent in the middle of an answer, where that is not as the flag says.
     pub idle: Option<Duration>,
-    /// Connections whose certificates are checked, for who is reached by https.
-    pub tls: Option<&'a TlsClient>,
+    /// The provider, where it is one: by https, with certificates that are checked.
+    pub provider: Option<&'a Target>,
 }
 
 /// Why an attempt failed. In all cases the client has seen nothing of it.
@@ -183,15 +183,15 @@ impl Upstream {
     /// # Errors
     /// When nothing of an answer may be passed on; see [`AttemptError`].
     pub async fn ask(&self, call: Call<'_>) -> Result<Answer, AttemptError> {
-        let Call { uri, headers, body, stream, first_byte, idle, tls } = call;
+        let Call { uri, headers, body, stream, first_byte, idle, provider } = call;
         let times = Times { begun: Instant::now(), first_byte, idle: idle.unwrap_or(self.idle_timeout) };
         let deadline = first_byte.into();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        let response = match tls {
-            Some(client) => timeout_at(deadline, of_provider(client, request)).await,
+        let response = match provider {
+            Some(target) => timeout_at(deadline, of_provider(target, request)).await,
             None => timeout_at(deadline, self.of_pod(request)).await,
         };
         let (head, body) = match response {
@@ -199,7 +199,7 @@ impl Upstream {
             Err(_) => return Err(times.late()),
         };
         // A provider's words are read before they are passed on.
-        if tls.is_none()
+        if provider.is_none()
             && matches!(head.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
         {
             let body = short(body, deadline).await;
@@ -265,10 +265,10 @@ impl Times {
 }
 
 async fn of_provider(
-    client: &TlsClient,
+    target: &Target,
     request: Request<Full<Bytes>>,
 ) -> Result<(Parts, AnswerBody), AttemptError> {
-    match client.request(request).await {
+    match target.request(request).await {
         Ok(response) => {
             let (head, body) = response.into_parts();
             Ok((head, AnswerBody::Provider(body)))

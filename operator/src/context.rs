@@ -10,6 +10,7 @@ use crate::backoff::{Backoff, Pauses};
 use crate::config::Settings;
 use crate::inspector::Inspector;
 use crate::metrics::{Kind, Metrics};
+use crate::model_route::reach::Heard;
 use crate::stores::Stores;
 
 /// What every reconcile can use.
@@ -38,6 +39,8 @@ pub struct Context {
     pub backoff: Backoff,
     /// Models that their hub is not asked for again yet.
     pub hub_pauses: Pauses,
+    /// What the gateways say of providers.
+    pub heard: Heard,
 }
 
 impl Context {
@@ -80,6 +83,7 @@ impl Context {
             http,
             backoff: Backoff::default(),
             hub_pauses: Pauses::default(),
+            heard: Heard::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Events: what `kubectl describe` tells of an object's past. One for each transition of its `Ready` condition; the
-//! reasons are those of the conditions (`fairlead_crds::condition`), so that both can be searched for alike.
+//! Events: what `kubectl describe` tells of an object's past. One for each transition of its `Ready` condition, and of what
+//! gateways say of its providers; the reasons are those of the conditions (`fairlead_crds::condition`), so that both can be searched for alike.
 
-use fairlead_crds::condition::{READY, STALLED, evaluation, rollout};
+use fairlead_crds::condition::{PROVIDERS_REACHABLE, READY, STALLED, evaluation, rollout};
 use fairlead_crds::evaluation::{EvaluationResult, Outcome};
 use fairlead_crds::model_route::canary::RolloutStatus;
 use fairlead_rollout::{Phase, Reason};
@@ -24,6 +24,19 @@ pub fn transition(before: &[Condition], after: &[Condition]) -> Option<Event> {
     }
     let type_ = if find(after, STALLED).is_some() { EventType::Warning } else { EventType::Normal };
     Some(event(type_, ready.reason, &ready.message))
+}
+
+/// The event that a change of what gateways say of a route's providers deserves. That all is well is told only of those that were not.
+pub fn providers(before: &[Condition], after: &[Condition]) -> Option<Event> {
+    let find =
+        |conditions: &[Condition]| conditions.iter().find(|it| it.type_ == PROVIDERS_REACHABLE).cloned();
+    let (before, after) = (find(before), find(after)?);
+    let type_ = if after.status == "True" { EventType::Normal } else { EventType::Warning };
+    match before {
+        Some(before) if before.status == after.status && before.reason == after.reason => None,
+        None if after.status == "True" => None,
+        _ => Some(event(type_, after.reason, &after.message)),
+    }
 }
 
 /// The event that the end of a run deserves.

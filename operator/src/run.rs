@@ -147,9 +147,10 @@ fn controllers(
         evaluation_pods,
         every_config_map,
     } = watches;
-    // Nobody is triggered by gateways; the store is read when a canary is looked at.
+    // Nobody is triggered by gateways; the store is read when a canary is looked at, and when they are asked of their providers.
     tokio::spawn(stores::follow(gateways, stop.clone()));
     let (changed, routes_of_changed) = model_route::triggers::channel();
+    let poll = model_route::poll::run(context.clone(), changed.clone(), stop.clone());
     let (changed_for_evaluations, evaluations_of_changed) = evaluation::triggers::channel();
     let model_deployments =
         evaluation::triggers::tell_of_deployments(model_deployments, changed_for_evaluations.clone());
@@ -186,6 +187,9 @@ fn controllers(
         routes_of_changed,
         stop.clone(),
     );
+    let routes = async move {
+        tokio::join!(routes, poll);
+    };
     (deployments, routes, evaluations)
 }
 

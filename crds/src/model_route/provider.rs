@@ -1,5 +1,7 @@
 //! `spec.backends[].provider` of a ModelRoute: a server of others that speaks OpenAI's API.
 
+pub mod reach;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

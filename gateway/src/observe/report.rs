@@ -29,6 +29,11 @@ impl Query {
         let part = number("part").zip(number("of")).filter(|(part, of)| part < of);
         Self { uid: value("uid").map(str::to_owned), part }
     }
+
+    /// The one ModelRoute that is asked for.
+    pub fn uid(&self) -> Option<&str> {
+        self.uid.as_deref()
+    }
 }
 
 /// The answer.

@@ -5,13 +5,14 @@
 //! organisations and keys do not pass.
 
 use std::error::Error;
-use std::io;
 
 use fairlead_openai::ApiError;
 use fairlead_openai::error::ErrorBody;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 use rustls::CertificateError;
+
+use super::failure::causes;
 
 /// The longest time that a provider is left alone for because it says so.
 const LONGEST_RETRY_AFTER: u32 = 300;
@@ -83,32 +84,23 @@ pub fn unreachable(backend: &str, attempts: u32) -> ApiError {
 
 /// Why a certificate was not accepted, when that is what went wrong, or is among its causes.
 pub fn untrusted(error: &(dyn Error + 'static)) -> Option<&'static str> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(rustls::Error::InvalidCertificate(problem)) = error.downcast_ref() {
-            return Some(match problem {
-                // A bad signature: an authority of that name is known, but with another key, as after it was made anew.
-                CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                    "no authority has signed it that provider.caSecretRef has, or without that the system"
-                }
-                CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
-                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                    "it is not valid yet"
-                }
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                    "it is for another host than that of provider.url"
-                }
-                _ => "it cannot be verified",
-            });
-        }
-        // What an I/O error wraps is not its source, but itself.
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
-    }
-    None
+    causes(error).find_map(|cause| match cause.downcast_ref() {
+        Some(rustls::Error::InvalidCertificate(problem)) => Some(match problem {
+            // A bad signature: an authority of that name is known, but with another key, as after it was made anew.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "no authority has signed it that provider.caSecretRef has, or without that the system"
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "it is not valid yet"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "it is for another host than that of provider.url"
+            }
+            _ => "it cannot be verified",
+        }),
+        _ => None,
+    })
 }
 
 fn upstream(code: &str, message: String) -> ApiError {
@@ -123,6 +115,8 @@ pub fn retry_after(headers: &HeaderMap) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
     use http::HeaderValue;
 

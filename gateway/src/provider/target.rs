@@ -1,4 +1,5 @@
-//! A provider that can be called: its address, the gateway's key for it, and connections whose certificates are checked.
+//! A provider that can be called: its address, the gateway's key for it, connections whose certificates are checked, and what is known of
+//! its health.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -6,20 +7,35 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use k8s_openapi::jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use tower::ServiceExt;
 
 use super::credentials::Hidden;
+use super::failure::Failure;
+use super::health::Health;
+use super::resolver::Resolver;
+
+type Connector = HttpsConnector<HttpConnector<Resolver>>;
+
+/// How long a connection may take in a look, with the handshake.
+const LONGEST_LOOK: Duration = Duration::from_secs(10);
 
 /// Connections whose certificates are checked.
-pub type TlsClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+#[derive(Clone)]
+struct Connections {
+    client: Client<Connector, Full<Bytes>>,
+    connector: Connector,
+}
 
 /// What makes a target another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +53,9 @@ pub struct Inputs {
 /// A provider that can be called.
 pub struct Target {
     inputs: Inputs,
-    client: TlsClient,
+    connections: Connections,
     headers: HeaderMap,
+    health: Health,
 }
 
 impl Target {
@@ -62,11 +79,11 @@ impl Target {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        let client = match &inputs.ca {
-            Some(ca) => client(roots_of(ca.reveal())?)?,
-            None => system_client()?,
+        let connections = match &inputs.ca {
+            Some(ca) => connections(roots_of(ca.reveal())?)?,
+            None => system_connections()?,
         };
-        Ok(Self { inputs, client, headers })
+        Ok(Self { inputs, connections, headers, health: Health::default() })
     }
 
     /// What it was made of.
@@ -79,9 +96,41 @@ impl Target {
         &self.inputs.model
     }
 
-    /// Connections to it.
-    pub fn client(&self) -> &TlsClient {
-        &self.client
+    /// Whether it can be called, as far as that is known.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Calls it, and notes what that tells of its health.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
+        let answer = self.connections.client.request(request).await;
+        match &answer {
+            Ok(response) => self.health.answered(response.status(), Timestamp::now),
+            Err(error) if error.is_connect() => self.not_connected(|uri| Failure::of(error, uri)),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    /// Looks whether it can be connected to, and notes that. Nothing is sent.
+    pub async fn look(&self) {
+        let Ok(uri) = self.inputs.url.parse::<Uri>() else { return };
+        let connecting = self.connections.connector.clone().oneshot(uri);
+        match tokio::time::timeout(LONGEST_LOOK, connecting).await {
+            Ok(Ok(_)) => self.health.connected(),
+            Ok(Err(error)) => self.not_connected(|uri| Failure::of(&*error, uri)),
+            Err(_) => self.not_connected(Failure::late),
+        }
+    }
+
+    fn not_connected(&self, failure: impl FnOnce(&Uri) -> Failure) {
+        // What is none was refused when the snapshot was built.
+        if let Ok(uri) = self.inputs.url.parse::<Uri>() {
+            self.health.not_connected(&failure(&uri), Timestamp::now());
+        }
     }
 
     /// The headers of a request: of the client's only what it wants to be answered with.
@@ -104,8 +153,8 @@ impl fmt::Debug for Target {
 }
 
 /// One for all that the system's roots are enough for.
-fn system_client() -> Result<TlsClient, String> {
-    static SYSTEM: OnceLock<Result<TlsClient, String>> = OnceLock::new();
+fn system_connections() -> Result<Connections, String> {
+    static SYSTEM: OnceLock<Result<Connections, String>> = OnceLock::new();
     SYSTEM
         .get_or_init(|| {
             let found = rustls_native_certs::load_native_certs();
@@ -117,7 +166,7 @@ fn system_client() -> Result<TlsClient, String> {
                     "the system's certificate authorities cannot be read ({why}); install ca-certificates, or set a CA"
                 ));
             }
-            client(roots)
+            connections(roots)
         })
         .clone()
 }
@@ -134,24 +183,25 @@ fn roots_of(pem: &[u8]) -> Result<RootCertStore, String> {
     if roots.is_empty() { Err(wrong("there is no certificate".to_owned())) } else { Ok(roots) }
 }
 
-fn client(roots: RootCertStore) -> Result<TlsClient, String> {
+fn connections(roots: RootCertStore) -> Result<Connections, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("TLS cannot be set up: {error}"))?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let mut http = HttpConnector::new();
+    let mut http = HttpConnector::new_with_resolver(Resolver::default());
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(Duration::from_secs(5)));
     http.set_keepalive(Some(Duration::from_secs(15)));
-    let https =
+    let connector =
         HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().wrap_connector(http);
-    Ok(Client::builder(TokioExecutor::new())
+    let client = Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(60))
-        .build(https))
+        .build(connector.clone());
+    Ok(Connections { client, connector })
 }
 
 #[cfg(test)]

@@ -176,7 +176,7 @@ async fn ask(gateway: &Gateway, asked: Asked, timeout: Duration) -> Option<Answe
         stream,
         first_byte: begun + timeout,
         idle: None,
-        tls: backend.provider.as_ref().map(|target| target.client()),
+        provider: backend.provider.as_deref(),
     };
     let (pieces, events) = match gateway.upstream.ask(call).await.ok()? {
         Answer::Whole(head, bytes) => {
@@ -217,7 +217,7 @@ async fn similarity(gateway: &Gateway, embedder: &Embedder, live: &str, shadow: 
         stream: false,
         first_byte: Instant::now() + COMPARISON,
         idle: None,
-        tls: None,
+        provider: None,
     };
     match gateway.upstream.ask(call).await.ok()? {
         Answer::Whole(head, bytes) if head.status == StatusCode::OK => compare::similarity(&bytes),

@@ -56,6 +56,20 @@ impl Provider {
     }
 }
 
+/// What a gateway tells of the provider: whether it was reached, and of what kind its trouble is.
+async fn told(gateway: &Gateway) -> (bool, String) {
+    let (status, text) = gateway.admin("/providers").await;
+    assert_eq!(status, 200, "{text}");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    let cloud = &report["routes"][0]["backends"]["cloud"];
+    (cloud["reached"] == true, cloud["trouble"]["kind"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Waits until a gateway tells this of the provider.
+async fn tells(gateway: &Gateway, reached: bool, trouble: &str) {
+    eventually(trouble, async || told(gateway).await == (reached, trouble.to_owned())).await;
+}
+
 #[tokio::test]
 async fn a_provider_gets_the_request_with_its_own_names_and_nothing_of_ours() {
     let mut provider = Provider::start().await;
@@ -183,6 +197,58 @@ async fn a_provider_with_a_certificate_of_somebody_else_is_not_called() {
 }
 
 #[tokio::test]
+async fn a_wrong_certificate_authority_is_told_before_anybody_asks_and_a_right_one_takes_it_away() {
+    let (mut provider, other) = (Provider::start().await, Provider::start().await);
+    let ca = provider.files.path().join("ca.pem");
+    let right = std::fs::read(&ca).expect("read");
+    std::fs::copy(other.files.path().join("ca.pem"), &ca).expect("written");
+    let gateway = provider.gateway().await;
+    tells(&gateway, false, "NotTrusted").await;
+    let (_, text) = gateway.admin("/providers").await;
+    assert!(text.contains("localhost") && text.contains("no authority has signed it"), "{text}");
+    assert!(provider.worker.is_idle(), "nothing is sent to find out");
+    std::fs::write(&ca, right).expect("written");
+    tells(&gateway, true, "").await;
+    let (response, ()) = tokio::join!(gateway.chat("chat", false), async {
+        provider.worker.call().await.json(200, json!({}));
+    });
+    assert_eq!(response.status(), 200);
+    assert_eq!(told(&gateway).await, (true, String::new()));
+}
+
+#[tokio::test]
+async fn a_refused_key_and_an_unknown_model_are_told_until_a_request_succeeds() {
+    let mut provider = Provider::start().await;
+    let gateway = provider.gateway().await;
+    tells(&gateway, true, "").await;
+    let unknown = json!({"error": {"message": "no such model of org-1", "code": "model_not_found"}});
+    for (status, body, trouble) in
+        [(401, json!({}), "KeyRefused"), (404, unknown, "ModelUnknown"), (200, json!({}), "")]
+    {
+        let (_, ()) = tokio::join!(gateway.chat("chat", false), async {
+            provider.worker.call().await.json(status, body);
+        });
+        assert_eq!(told(&gateway).await, (true, trouble.to_owned()));
+    }
+    let (_, text) = gateway.admin("/providers").await;
+    assert!(!text.contains(KEY) && !text.contains("org-1"), "{text}");
+}
+
+#[tokio::test]
+async fn a_provider_that_is_gone_is_told() {
+    let provider = Provider::start().await;
+    let gateway = provider.gateway().await;
+    tells(&gateway, true, "").await;
+    provider.worker.kill().await;
+    // Requests find out; the next look would, too.
+    eventually("its loss is told", async || {
+        gateway.chat("chat", false).await;
+        told(&gateway).await.1 == "NotConnected"
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_changed_key_is_in_force_without_an_edit_and_one_that_is_gone_is_a_problem() {
     let mut provider = Provider::start().await;
     let gateway = provider.gateway().await;
@@ -229,6 +295,7 @@ async fn in_a_cluster_the_key_is_in_a_secret_and_hosts_must_be_allowed() {
     let closed = Gateway::start_in_cluster(&api.kubeconfig(), &[]).await;
     eventually("it says who must allow it", || async { closed.log().contains("--provider-hosts") }).await;
     assert_eq!(closed.chat("chat", false).await.status(), 503);
+    tells(&closed, false, "NotUsable").await;
 
     let gateway = Gateway::start_in_cluster(&api.kubeconfig(), &["--provider-hosts", &host]).await;
     eventually("it misses the Secret", || async { gateway.log().contains("Secret ns/cloud") }).await;

@@ -1,4 +1,5 @@
-//! Asks every gateway what it has counted of a canary (`GET /rollouts` on its admin port).
+//! Asks every gateway what it has counted of a canary (`GET /rollouts` on its admin port), and whether it can call its providers
+//! (`GET /providers`).
 //!
 //! Gateways are found by the EndpointSlices of their admin Service. One that serves and cannot be read makes a look incomplete, and says
 //! so; one that is starting or leaving is asked too, and not waited for.
@@ -8,6 +9,9 @@ use std::time::Duration;
 use fairlead_rollout::report::Report;
 use futures::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
+
+use super::reach::Said;
 
 /// Name of the admin port in the slices.
 const PORT: &str = "admin";
@@ -78,30 +82,68 @@ async fn ask_one(
     gateway: &Gateway,
     url: String,
 ) -> Option<(String, Result<Report, String>)> {
-    let answer = read(http, &url).await;
+    let answer = read(http, &url).await.map_err(|unread| unread.of_counts());
     (gateway.serves || answer.is_ok()).then(|| (gateway.name.clone(), answer))
 }
 
-async fn read(http: &reqwest::Client, url: &str) -> Result<Report, String> {
-    let failed = |error: reqwest::Error| {
-        let why = if error.is_timeout() { "no answer in time" } else { "the connection failed" };
-        format!("cannot be asked for its counts: {why}")
-    };
+/// What each gateway that serves says of the providers of all its routes.
+pub async fn ask_of_providers(http: &reqwest::Client, gateways: &[Gateway]) -> Vec<(String, Said)> {
+    let asked = gateways.iter().filter(|gateway| gateway.serves).map(|gateway| async move {
+        let url = format!("http://{}/providers", gateway.address);
+        let said = match read(http, &url).await {
+            Ok(report) => Said::Report(report),
+            Err(Unread::Status(404)) => Said::Nothing,
+            Err(unread) => {
+                let gateway = gateway.name.as_str();
+                tracing::debug!(gateway, ?unread, "a gateway cannot be asked of its providers");
+                Said::Unread
+            }
+        };
+        (gateway.name.clone(), said)
+    });
+    let asked: Vec<_> = asked.collect();
+    futures::stream::iter(asked).buffered(AT_ONCE).collect().await
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+enum Unread {
+    Connection { late: bool },
+    Status(u16),
+    TooLong,
+    OtherForm,
+}
+
+impl Unread {
+    /// For who asked for counts.
+    fn of_counts(&self) -> String {
+        match self {
+            Self::Connection { late } => {
+                let why = if *late { "no answer in time" } else { "the connection failed" };
+                format!("cannot be asked for its counts: {why}")
+            }
+            Self::Status(404) => "has no /rollouts: it is of an older version".to_owned(),
+            Self::Status(code) => format!("answers {code} when asked for its counts"),
+            Self::TooLong => "gives an answer without end when asked for its counts".to_owned(),
+            Self::OtherForm => "tells its counts in another form: it is of another version".to_owned(),
+        }
+    }
+}
+
+async fn read<T: DeserializeOwned>(http: &reqwest::Client, url: &str) -> Result<T, Unread> {
+    let failed = |error: reqwest::Error| Unread::Connection { late: error.is_timeout() };
     let mut response = http.get(url).timeout(TIMEOUT).send().await.map_err(failed)?;
-    match response.status().as_u16() {
-        200 => {}
-        404 => return Err("has no /rollouts: it is of an older version".to_owned()),
-        code => return Err(format!("answers {code} when asked for its counts")),
+    if response.status() != reqwest::StatusCode::OK {
+        return Err(Unread::Status(response.status().as_u16()));
     }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failed)? {
         body.extend_from_slice(&chunk);
         if body.len() > LONGEST {
-            return Err("gives an answer without end when asked for its counts".to_owned());
+            return Err(Unread::TooLong);
         }
     }
-    serde_json::from_slice(&body)
-        .map_err(|_| "tells its counts in another form: it is of another version".to_owned())
+    serde_json::from_slice(&body).map_err(|_| Unread::OtherForm)
 }
 
 #[cfg(test)]

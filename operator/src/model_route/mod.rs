@@ -1,5 +1,5 @@
-//! The ModelRoute controller: says whether a route's backends are there and ready, where its traffic goes, and which of two
-//! routes has a model name. It creates nothing; the gateways read routes themselves.
+//! The ModelRoute controller: says whether a route's backends are there and ready, whether its providers can be called, where its
+//! traffic goes, and which of two routes has a model name. It creates nothing; the gateways read routes themselves.
 
 pub mod controller;
 pub mod dereference;
@@ -7,8 +7,10 @@ pub mod evaluations;
 pub mod gateways;
 pub mod look;
 pub mod plan;
+pub mod poll;
 pub mod prometheus;
 pub mod providers;
+pub mod reach;
 pub mod resilience;
 pub mod rollout;
 pub mod status;
@@ -60,18 +62,19 @@ pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result
     let mut decided_object = (*object).clone();
     decided_object.status.get_or_insert_default().rollout.clone_from(&rollout);
     let outcome = plan.and_then(|_| validate::validate(&decided_object, &found));
-    let after = status::status(&decided_object, &before, &outcome, now);
+    let reach = reach::reach(&object, &context.heard.now());
+    let after = status::status(&decided_object, &before, &outcome, &reach, now);
     if after != (ModelRouteStatus { request: None, ..before.clone() }) {
         context.model_routes.status(&*object, &after).await?;
-        if let Some(event) = events::transition(&before.conditions, &after.conditions)
-            && let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await
-        {
-            tracing::warn!(name = object.name_any(), %error, "the event could not be published");
-        }
-        if let Some(event) = events::rollout(before.rollout.as_ref(), after.rollout.as_ref())
-            && let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await
-        {
-            tracing::warn!(name = object.name_any(), %error, "the event could not be published");
+        let events = [
+            events::transition(&before.conditions, &after.conditions),
+            events::providers(&before.conditions, &after.conditions),
+            events::rollout(before.rollout.as_ref(), after.rollout.as_ref()),
+        ];
+        for event in events.into_iter().flatten() {
+            if let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await {
+                tracing::warn!(name = object.name_any(), %error, "the event could not be published");
+            }
         }
     }
     // Whatever would change the outcome is watched.

@@ -4,6 +4,7 @@ use fairlead_crds::condition::ready;
 use fairlead_crds::model_route::{ModelRoute, ModelRouteStatus, SplitShare, shares};
 use k8s_openapi::jiff::Timestamp;
 
+use super::reach::{self, Reach};
 use super::validate::Routed;
 use crate::conditions::{Verdict, conditions};
 use crate::error::Error;
@@ -13,6 +14,7 @@ pub fn status(
     object: &ModelRoute,
     before: &ModelRouteStatus,
     outcome: &Result<Routed, Error>,
+    reach: &Reach,
     now: Timestamp,
 ) -> ModelRouteStatus {
     let verdict = match outcome {
@@ -32,9 +34,12 @@ pub fn status(
         shares::line(object.weights().iter().map(|(backend, weight)| (backend.name.as_str(), *weight)));
     let stable = rollout.as_ref().map(|rollout| rollout.state.stable.clone());
     let stable = stable.filter(|name| !name.is_empty()).unwrap_or_else(|| object.stable_in_spec());
+    let generation = object.metadata.generation;
+    let mut conditions = conditions(&before.conditions, &verdict, generation, now);
+    conditions.extend(reach::condition(reach, &before.conditions, generation, now));
     ModelRouteStatus {
-        observed_generation: object.metadata.generation,
-        conditions: conditions(&before.conditions, &verdict, object.metadata.generation, now),
+        observed_generation: generation,
+        conditions,
         model: Some(object.model_name()),
         stable: (!stable.is_empty()).then_some(stable),
         split: (!line.is_empty()).then_some(line),

@@ -7,6 +7,8 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 mod judging;
+mod reaching;
+mod server;
 
 use super::reconcile;
 use super::triggers::{Changed, concerned};

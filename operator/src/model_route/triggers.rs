@@ -1,5 +1,5 @@
 //! Which routes to look at again when something else has changed: a ModelDeployment that they name, another route that
-//! claims, or claimed, their model name, or an Evaluation that a canary may be judged by.
+//! claims, or claimed, their model name, an Evaluation that a canary may be judged by, or what gateways say of their providers.
 //!
 //! The watches of both kinds feed one stream each, for their own controllers; here they also tell the route controller, after
 //! the stores are up to date. The channel is bounded: a watch waits until the route controller has taken what it was told.
@@ -26,6 +26,8 @@ pub enum Changed {
     Route(String),
     /// An Evaluation, of this namespace and name.
     Evaluation(String, String),
+    /// What gateways say of the providers of the route of this namespace and name.
+    Providers(String, String),
 }
 
 /// A channel for changes.
@@ -60,6 +62,9 @@ pub fn concerned(changed: &Changed, routes: &Store<ModelRoute>) -> Vec<ObjectRef
         Changed::Evaluation(namespace, name) => {
             route.metadata.namespace.as_ref() == Some(namespace)
                 && evaluations_named(route).any(|named| named == name)
+        }
+        Changed::Providers(namespace, name) => {
+            route.metadata.namespace.as_ref() == Some(namespace) && route.metadata.name.as_ref() == Some(name)
         }
         // A route that was renamed gives a name up that is not told here; whoever waits for one looks again.
         Changed::Route(model) => route.model_name() == *model || waits_for_name(route),

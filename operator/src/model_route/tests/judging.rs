@@ -1,65 +1,18 @@
 //! Canaries that are judged: an API server in memory, and gateways and a Prometheus that answer over HTTP.
 
-use std::sync::Mutex;
-
-use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
 use fairlead_rollout::Counts;
 use fairlead_rollout::report::{BackendReport, FORMAT, Report, RouteReport};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use super::server::{Server, are_gateways};
 use super::*;
 
-/// What a server answers: a status and a body, for every path.
-type Answer = Arc<Mutex<(u16, Value)>>;
-
-/// Something that answers over HTTP and notes what it was asked.
-struct Server {
-    port: u16,
-    answer: Answer,
-    asked: Arc<Mutex<Vec<String>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 impl Server {
-    async fn start() -> Self {
-        let answer: Answer = Arc::new(Mutex::new((200, Value::Null)));
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let state = (Arc::clone(&answer), Arc::clone(&asked));
-        let app = Router::new().fallback(respond).with_state(state);
-        let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { port, answer, asked, task }
-    }
-
-    fn answers(&self, status: u16, body: Value) {
-        *self.answer.lock().unwrap() = (status, body);
-    }
-
-    fn was_asked(&self) -> Vec<String> {
-        std::mem::take(&mut self.asked.lock().unwrap())
-    }
-
     /// Tells counts of the route's epoch as it is in the status: so many requests and errors of the canary, and good ones of stable.
     fn counts(&self, status: &Value, requests: u64, errors: u64) {
         self.answers(200, serde_json::to_value(report(status, requests, errors)).unwrap());
     }
-}
-
-async fn respond(State((answer, asked)): State<(Answer, Arc<Mutex<Vec<String>>>)>, uri: Uri) -> Response {
-    asked.lock().unwrap().push(uri.to_string());
-    let (status, body) = answer.lock().unwrap().clone();
-    (StatusCode::from_u16(status).unwrap(), axum::Json(body)).into_response()
 }
 
 fn report(status: &Value, requests: u64, errors: u64) -> Report {
@@ -86,16 +39,7 @@ async fn judged(analysis: &str, gateways: usize) -> (Cluster, Vec<Server>) {
     for _ in 0..gateways {
         servers.push(Server::start().await);
     }
-    for (index, server) in servers.iter().enumerate() {
-        cluster.put(
-            &format!("/apis/discovery.k8s.io/v1/namespaces/fairlead-system/endpointslices/{index}"),
-            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-                "metadata": {"name": index.to_string(), "namespace": "fairlead-system"},
-                "ports": [{"name": "admin", "port": server.port}],
-                "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true, "serving": true},
-                    "targetRef": {"kind": "Pod", "name": format!("gateway-{index}")}}]}),
-        );
-    }
+    are_gateways(&cluster, &servers);
     step(&mut cluster, "models", "chat").await;
     (cluster, servers)
 }
