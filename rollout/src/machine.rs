@@ -7,7 +7,8 @@
 //! - a step ends only after its hold, at a look that judged every gate by what every gateway counted, and none failed;
 //! - the canary gets the step's weight and no more, 100 after promotion alone, 0 after a rollback;
 //! - a gate that fails is acted on while paused too: a pause keeps a canary from growing, not from being taken back;
-//! - what has ended stays so until the plan changes or a person asks to retry, and a plan that has ended once is known again.
+//! - what has ended stays so until the plan changes or a person asks to retry, and a plan that has ended once is known again;
+//! - a state that does not fit the plan, as after an edit by hand, is brought back to it without growing.
 
 mod state;
 
@@ -18,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::counts::Counts;
 use crate::finding::{Finding, words};
 use crate::gate::{External, Gate, Judgement, Verdict};
-use crate::plan::{OnUndecided, Plan, begins, window};
+use crate::plan::{OnUndecided, Plan, Step, begins, window};
 use crate::stretch::is_judged;
 
 pub use state::{Action, Ended, Entry, Observation, Phase, Promotion, Reason, Request, State};
@@ -64,18 +65,24 @@ pub fn decide(
     now: Timestamp,
 ) -> Decision {
     let mut state = before.cloned().unwrap_or_default();
+    keep_latest(&mut state.history);
+    keep_latest(&mut state.ended);
     // Whoever changes what stands has taken the promotion over, or taken it back.
     state.promoted = state.promoted.filter(|promoted| promoted.over == stable);
     let request = request.filter(|request| state.handled.as_ref() != Some(&request.id));
     let Some(plan) = plan else { return without_canary(state, stable, request, now) };
     let mut deciding = Deciding { plan, seen, now, judgements: Vec::new(), refused: None };
+    let mut mended = false;
     if state.phase == Phase::Idle || state.fingerprint != plan.fingerprint {
         deciding.begin(&mut state);
+    } else {
+        mended = deciding.mend(&mut state);
     }
     if let Some(request) = request {
         deciding.obey(&mut state, request);
     }
-    if matches!(state.phase, Phase::Progressing | Phase::Paused) {
+    // A step that has begun anew lasts at least until the next decision.
+    if !mended && matches!(state.phase, Phase::Progressing | Phase::Paused) {
         deciding.go_on(&mut state);
     }
     let next = matches!(state.phase, Phase::Progressing | Phase::Paused).then(|| deciding.until_next(&state));
@@ -86,9 +93,9 @@ pub fn decide(
 /// The spec has no canary, or no longer. What stands by the spec has everything.
 fn without_canary(mut state: State, stable: &str, request: Option<&Request>, now: Timestamp) -> Decision {
     stable.clone_into(&mut state.stable);
+    state.weight = 0;
     if state.phase != Phase::Idle {
         state.fingerprint.clear();
-        state.weight = 0;
         state.paused_by_request = false;
         enter(&mut state, Phase::Idle, Reason::NoCanary, now);
     }
@@ -130,7 +137,10 @@ impl Deciding<'_> {
             state.weight = 100;
             return self.end(state, Phase::Promoted, Reason::AlreadyPromoted);
         }
-        let known = state.ended.iter().find(|ended| ended.fingerprint == plan.fingerprint);
+        let known = state.ended.iter().find(|ended| {
+            let ended_so = matches!(ended.phase, Phase::Promoted | Phase::RolledBack);
+            ended_so && ended.fingerprint == plan.fingerprint
+        });
         let Some(Ended { phase, reason, .. }) = known.cloned() else {
             return self.begin_step(state, 0);
         };
@@ -142,11 +152,51 @@ impl Deciding<'_> {
         enter(state, phase, reason, self.now);
     }
 
+    /// Brings a state that no decision leads to back to the plan: one that somebody has edited, or put together from two backups. What has
+    /// ended gets its weight. What is under way begins its step anew, or the highest one below that has no more than its weight: nobody
+    /// gets more of the canary by it. Returns whether a step has begun.
+    fn mend(&mut self, state: &mut State) -> bool {
+        let plan = self.plan;
+        state.canary.clone_from(&plan.canary);
+        if state.stable.is_empty() {
+            state.stable.clone_from(&plan.stable);
+        }
+        match state.phase {
+            Phase::Idle => false,
+            Phase::RolledBack => {
+                state.weight = 0;
+                false
+            }
+            Phase::Promoted => {
+                state.weight = 100;
+                let promoted = Promotion { backend: plan.canary.clone(), over: plan.stable.clone() };
+                state.promoted.get_or_insert(promoted);
+                false
+            }
+            Phase::Progressing | Phase::Paused => {
+                if plan.step(state.step).is_some_and(|step| step.weight == state.weight) {
+                    return false;
+                }
+                let below = |(step, it): (u32, &Step)| {
+                    (step <= state.step && it.weight <= state.weight).then_some(step)
+                };
+                let step = (0..).zip(&plan.steps).filter_map(below).last().unwrap_or(0);
+                let what = format!(
+                    "the status had step {} with {} %, which the plan has not",
+                    state.step, state.weight
+                );
+                self.begin_step(state, step);
+                note(state, what);
+                true
+            }
+        }
+    }
+
     fn begin_step(&mut self, state: &mut State, step: u32) {
         state.step = step;
         state.weight = self.plan.step(step).map_or(0, |step| step.weight);
         state.step_began = self.now;
-        state.epoch += 1;
+        state.epoch = state.epoch.wrapping_add(1);
         state.served = self.seen.canary_ready;
         state.unready_since = None;
         state.canary_revision.clone_from(&self.seen.canary_revision);
@@ -217,7 +267,7 @@ impl Deciding<'_> {
             if !state.served {
                 return self.wait(state, Reason::CanaryNotReady);
             }
-            state.epoch += 1;
+            state.epoch = state.epoch.wrapping_add(1);
         }
         let asked = self.seen.asked || self.plan.gates.is_empty();
         if !asked || self.until_look(state) > SignedDuration::ZERO {
@@ -287,7 +337,7 @@ impl Deciding<'_> {
     /// Time until a canary without a pod is taken back.
     fn until_deadline(&self, state: &State) -> Option<SignedDuration> {
         let since = state.unready_since?;
-        Some(signed(self.plan.progress_deadline?) - self.now.duration_since(since))
+        Some(signed(self.plan.progress_deadline?).saturating_sub(self.now.duration_since(since)))
     }
 
     fn until_look(&self, state: &State) -> SignedDuration {
@@ -420,16 +470,16 @@ fn until_look(
     now: Timestamp,
 ) -> SignedDuration {
     let last = looked.unwrap_or(began);
-    let regular = signed(plan.interval) - now.duration_since(last);
+    let regular = signed(plan.interval).saturating_sub(now.duration_since(last));
     let held = until_held(plan, step, began, now);
-    let held_at_last_look = held + now.duration_since(last) <= SignedDuration::ZERO;
+    let held_at_last_look = held.saturating_add(now.duration_since(last)) <= SignedDuration::ZERO;
     if held_at_last_look { regular } else { regular.min(held) }
 }
 
 /// Time to the end of the hold.
 fn until_held(plan: &Plan, step: u32, began: Timestamp, now: Timestamp) -> SignedDuration {
     let hold = plan.step(step).map(|step| step.hold).unwrap_or_default();
-    signed(hold) - now.duration_since(began)
+    signed(hold).saturating_sub(now.duration_since(began))
 }
 
 /// Adds to the history's last entry what else there is to say.

@@ -63,6 +63,27 @@ pub enum Reason {
     NotReadyInTime,
 }
 
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 15] = [
+        Self::NoCanary,
+        Self::Holding,
+        Self::CanaryNotReady,
+        Self::TooFewRequests,
+        Self::GatewaysNotRead,
+        Self::GateNotMeasured,
+        Self::GateFailing,
+        Self::GateFailed,
+        Self::Undecided,
+        Self::GatesPassed,
+        Self::StepsDone,
+        Self::PausedInSpec,
+        Self::Requested,
+        Self::AlreadyPromoted,
+        Self::NotReadyInTime,
+    ];
+}
+
 /// What a person asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Action {
