@@ -12,6 +12,7 @@ use std::time::Duration;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PropagationPolicy};
+use kube::core::object::HasStatus;
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,6 +22,9 @@ use crate::metrics::{Kind, Metrics};
 
 /// What is somebody else's is not watched; look again whether it is gone.
 const FOREIGN: Duration = Duration::from_secs(30);
+
+/// So often a status is tried to be written that somebody else's writes to the same object get in the way of.
+const ATTEMPTS: usize = 3;
 
 /// Writes the children and the status of one kind's objects.
 #[derive(Clone)]
@@ -113,31 +117,53 @@ impl Applier {
 
     /// Writes the status of an object. The caller has made sure that it differs.
     ///
+    /// A status is a memory too: where a canary is, which runs have ended. What was decided on an old one must not be written over
+    /// what was decided since, by this process before its watch had caught up, or by the next leader. So it is written only as long as
+    /// the object is the one that was decided on. Whatever else is written to it meanwhile (a label, an annotation) is nobody's concern
+    /// here, and delays nothing.
+    ///
     /// # Errors
-    /// [`Error::Kube`].
-    pub async fn status<K, S>(&self, object: &K, status: &S) -> Result<(), Error>
+    /// [`Error::Outdated`] when the spec or the status has changed, or the object has gone; [`Error::Kube`].
+    pub async fn status<K>(&self, object: &K, status: &K::Status) -> Result<(), Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + HasStatus<Status: Serialize + PartialEq + Sync>
             + Serialize
             + DeserializeOwned
             + Clone
             + Debug,
-        S: Serialize + Sync,
     {
         let name = object.name_any();
         let api = Api::<K>::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
-        let body = serde_json::json!({
-            "apiVersion": K::api_version(&()),
-            "kind": K::kind(&()),
-            // With the uid, the status of an object that was deleted and made anew is not written over.
-            "metadata": {"name": name, "uid": object.uid()},
-            "status": status,
-        });
-        api.patch_status(&name, &PatchParams::apply(self.manager).force(), &Patch::Apply(&body))
-            .await
-            .map_err(Error::kube(format!("write the status of {name}")))?;
-        self.metrics.wrote(self.kind);
-        Ok(())
+        let mut version = object.resource_version();
+        for _ in 0..ATTEMPTS {
+            let body = serde_json::json!({
+                "apiVersion": K::api_version(&()),
+                "kind": K::kind(&()),
+                // With the uid, the status of an object that was deleted and made anew is not written over.
+                "metadata": {"name": name, "uid": object.uid(), "resourceVersion": version},
+                "status": status,
+            });
+            match api
+                .patch_status(&name, &PatchParams::apply(self.manager).force(), &Patch::Apply(&body))
+                .await
+            {
+                Ok(_) => {
+                    self.metrics.wrote(self.kind);
+                    return Ok(());
+                }
+                Err(kube::Error::Api(refusal)) if matches!(refusal.code, 404 | 409) => {}
+                Err(error) => return Err(Error::kube(format!("write the status of {name}"))(error)),
+            }
+            let live = api.get_opt(&name).await.map_err(Error::kube(format!("read {name}")))?;
+            let unchanged = |live: &K| {
+                (live.meta().uid.as_ref(), live.meta().generation, live.status())
+                    == (object.meta().uid.as_ref(), object.meta().generation, object.status())
+            };
+            let Some(live) = live.filter(unchanged) else { break };
+            version = live.resource_version();
+        }
+        Err(Error::Outdated)
     }
 
     /// Deletes a child and what it owns; one that is gone already is fine.

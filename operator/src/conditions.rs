@@ -39,7 +39,7 @@ impl Verdict {
         match error {
             Error::Invalid { reason, message, .. } => Self::Stalled { reason, message: message.clone() },
             Error::Waiting { reason, message, .. } => Self::Reconciling { reason, message: message.clone() },
-            Error::Transient(_) | Error::NamespaceTerminating | Error::Kube { .. } => {
+            Error::Transient(_) | Error::NamespaceTerminating | Error::Outdated | Error::Kube { .. } => {
                 Self::Reconciling { reason: reconciling::WAITING, message: format!("{error}; trying again") }
             }
         }

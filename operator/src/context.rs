@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use kube::Client;
-use kube::runtime::events::{Recorder, Reporter};
 
 use crate::apply::Applier;
 use crate::backoff::{Backoff, Pauses};
 use crate::config::Settings;
 use crate::inspector::Inspector;
 use crate::metrics::{Kind, Metrics};
+use crate::model_route::moves::Moves;
 use crate::model_route::reach::Heard;
+use crate::recorder::Recorder;
 use crate::stores::Stores;
 
 /// What every reconcile can use.
@@ -29,6 +30,8 @@ pub struct Context {
     pub evaluations: Applier,
     /// Publishes events.
     pub recorder: Recorder,
+    /// Which moves of canaries were told of.
+    pub moves: Moves,
     /// Counts.
     pub metrics: Metrics,
     /// Reads models at their hub.
@@ -53,8 +56,6 @@ impl Context {
         inspector: Arc<dyn Inspector>,
         http: reqwest::Client,
     ) -> Self {
-        let reporter =
-            Reporter { controller: "fairlead-operator".to_owned(), instance: settings.identity.clone() };
         Self {
             model_deployments: Applier::new(
                 client.clone(),
@@ -74,7 +75,8 @@ impl Context {
                 Kind::Evaluation,
                 metrics.clone(),
             ),
-            recorder: Recorder::new(client.clone(), reporter),
+            recorder: Recorder::new(client.clone(), settings.identity.clone()),
+            moves: Moves::default(),
             client,
             settings,
             stores,

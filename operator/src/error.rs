@@ -3,6 +3,8 @@
 //! - [`Error::Invalid`]: only a change by a person helps. `Stalled`, and nothing until something watched changes (or,
 //!   for what lies outside Kubernetes, after a long while).
 //! - [`Error::Waiting`]: something is not there yet. `Reconciling`, and another look after a moment.
+//! - [`Error::Outdated`]: it was decided on what has changed meanwhile. Nothing was written; decided again as soon as the watch has
+//!   the change.
 //! - [`Error::Transient`] and [`Error::Kube`]: a call failed. Tried again with exponential backoff.
 
 use std::panic::AssertUnwindSafe;
@@ -10,6 +12,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use kube::runtime::controller::Action;
+
+use crate::metrics::Outcome;
 
 /// What can go wrong in a reconcile.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,9 @@ pub enum Error {
     /// Something outside Kubernetes could not be reached.
     #[error("{0}")]
     Transient(String),
+    /// The object has changed while it was looked at, and nothing was written.
+    #[error("the object has changed meanwhile")]
+    Outdated,
     /// The object's namespace is being deleted, and the object with it: there is nothing left to do.
     #[error("the namespace is being deleted")]
     NamespaceTerminating,
@@ -51,17 +58,33 @@ pub enum Error {
     },
 }
 
+/// The change that a decision was too old for is on its way to the store, and wakes the controller when it is there; this is for a
+/// watch that has to be opened anew first.
+const UNTIL_THE_WATCH_TELLS: Duration = Duration::from_secs(1);
+
 /// Runs a reconcile so that a panic in it fails this one object, which is tried again with backoff, and not the process
-/// that looks after all the others.
+/// that looks after all the others. An error that says what to do next is no failure.
 ///
 /// # Errors
-/// What the reconcile returns, or [`Error::Transient`] after a panic.
-pub async fn contained<T>(reconcile: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+/// What the reconcile returns and only backoff is left for, or [`Error::Transient`] after a panic.
+pub async fn contained(
+    reconcile: impl Future<Output = Result<(Action, Outcome), Error>>,
+) -> Result<(Action, Outcome), Error> {
     // What a reconcile shares with others is behind locks that a panic does not leave half-made.
     let result = AssertUnwindSafe(reconcile).catch_unwind().await;
-    result.unwrap_or_else(|_| {
-        Err(Error::Transient("a bug in the operator: the reconcile panicked; see its log".to_owned()))
-    })
+    let panicked =
+        || Err(Error::Transient("a bug in the operator: the reconcile panicked; see its log".to_owned()));
+    let error = match result.unwrap_or_else(|_| panicked()) {
+        Ok(done) => return Ok(done),
+        Err(error) => error,
+    };
+    match error.action() {
+        Some(action) => {
+            tracing::debug!(%error, "nothing is written");
+            Ok((action, error.category()))
+        }
+        None => Err(error),
+    }
 }
 
 impl Error {
@@ -86,7 +109,7 @@ impl Error {
     pub fn concerns_the_object(&self) -> bool {
         match self {
             Self::Invalid { .. } | Self::Waiting { .. } | Self::Transient(_) => true,
-            Self::NamespaceTerminating => false,
+            Self::NamespaceTerminating | Self::Outdated => false,
             Self::Kube { source, .. } => {
                 matches!(&**source, kube::Error::Api(status) if (400..500).contains(&status.code) && !matches!(status.code, 404 | 408 | 409 | 429))
             }
@@ -100,16 +123,17 @@ impl Error {
                 Some(Action::requeue(*retry))
             }
             Self::Invalid { retry: None, .. } | Self::NamespaceTerminating => Some(Action::await_change()),
+            Self::Outdated => Some(Action::requeue(UNTIL_THE_WATCH_TELLS)),
             Self::Transient(_) | Self::Kube { .. } => None,
         }
     }
 
     /// The closed set of results that metrics tell apart.
-    pub fn category(&self) -> crate::metrics::Outcome {
+    pub fn category(&self) -> Outcome {
         match self {
-            Self::Invalid { .. } => crate::metrics::Outcome::Invalid,
-            Self::Waiting { .. } | Self::NamespaceTerminating => crate::metrics::Outcome::Waiting,
-            Self::Transient(_) | Self::Kube { .. } => crate::metrics::Outcome::Error,
+            Self::Invalid { .. } => Outcome::Invalid,
+            Self::Waiting { .. } | Self::NamespaceTerminating | Self::Outdated => Outcome::Waiting,
+            Self::Transient(_) | Self::Kube { .. } => Outcome::Error,
         }
     }
 }
@@ -150,8 +174,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_fails_one_reconcile_only() {
-        let error = contained(async { if true { panic!("on purpose") } else { Ok(()) } }).await.unwrap_err();
+        let done = || (Action::await_change(), Outcome::Success);
+        let error =
+            contained(async { if true { panic!("on purpose") } else { Ok(done()) } }).await.unwrap_err();
         assert!(error.action().is_none(), "backoff");
-        assert_eq!(contained(async { Ok(1) }).await.unwrap(), 1);
+        assert_eq!(contained(async { Ok(done()) }).await.unwrap().1, Outcome::Success);
+    }
+
+    #[tokio::test]
+    async fn what_was_decided_on_an_old_object_is_no_failure() {
+        let (action, outcome) = contained(async { Err(Error::Outdated) }).await.unwrap();
+        assert_eq!((action, outcome), (Action::requeue(UNTIL_THE_WATCH_TELLS), Outcome::Waiting));
     }
 }

@@ -1,9 +1,11 @@
-//! Events: what `kubectl describe` tells of an object's past. One for each transition of its `Ready` condition, and of what
-//! gateways say of its providers; the reasons are those of the conditions (`fairlead_crds::condition`), so that both can be searched for alike.
+//! Events: what `kubectl describe` tells of an object's past. One for each transition of its `Ready` condition and of what gateways say of
+//! its providers, each move of a canary, each run of an Evaluation; the reasons are those of `fairlead_crds::condition`, so that conditions and
+//! Events can be searched for alike. Pure; [`crate::recorder`] publishes them.
 
 use fairlead_crds::condition::{PROVIDERS_REACHABLE, READY, STALLED, evaluation, rollout};
 use fairlead_crds::evaluation::{EvaluationResult, Outcome};
 use fairlead_crds::model_route::canary::RolloutStatus;
+use fairlead_rollout::machine::Entry;
 use fairlead_rollout::{Phase, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
@@ -48,30 +50,39 @@ pub fn evaluated(result: &EvaluationResult) -> Event {
     event(type_, reason.to_owned(), &crate::evaluation::status::in_words(result))
 }
 
-/// The event that a move of a canary deserves: when its phase or its weight has changed, or when it has begun to lack something.
-pub fn rollout(before: Option<&RolloutStatus>, after: Option<&RolloutStatus>) -> Option<Event> {
-    let after = after?;
-    let seen =
-        |rollout: &RolloutStatus| (rollout.state.phase, rollout.state.weight, rollout.state.canary.clone());
-    if before.map(seen) == Some(seen(after)) {
-        let lacks = match after.state.reason {
-            _ if before.is_some_and(|before| before.state.reason == after.state.reason) => return None,
-            Reason::GateFailing => (EventType::Warning, rollout::CANARY_FAILING),
-            Reason::CanaryNotReady
-            | Reason::TooFewRequests
-            | Reason::GatewaysNotRead
-            | Reason::GateNotMeasured
-            | Reason::Undecided => (EventType::Normal, rollout::CANARY_WAITING),
-            _ => return None,
-        };
-        return Some(event(lacks.0, lacks.1.to_owned(), after.message.as_deref().unwrap_or_default()));
-    }
-    let (type_, reason) = match after.state.phase {
+/// The event of a move of a canary. `message`: what the status says of it, where it still does.
+pub fn moved(entry: &Entry, message: Option<&str>) -> Event {
+    let Entry { at: _, canary, phase, reason: why, weight, detail } = entry;
+    let (type_, reason) = match phase {
         Phase::Idle => (EventType::Normal, rollout::CANARY_REMOVED),
         Phase::Progressing => (EventType::Normal, rollout::CANARY_STEP),
         Phase::Paused => (EventType::Normal, rollout::CANARY_PAUSED),
         Phase::Promoted => (EventType::Normal, rollout::CANARY_PROMOTED),
         Phase::RolledBack => (EventType::Warning, rollout::CANARY_ROLLED_BACK),
+    };
+    let of_history = || {
+        let detail = detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}"));
+        format!("{canary} has {weight} % ({why:?}){detail}")
+    };
+    event(type_, reason.to_owned(), &message.map_or_else(of_history, str::to_owned))
+}
+
+/// The event that a canary deserves which has not moved and has begun to lack something.
+pub fn lacks(before: Option<&RolloutStatus>, after: Option<&RolloutStatus>) -> Option<Event> {
+    let (before, after) = (before?, after?);
+    let seen =
+        |rollout: &RolloutStatus| (rollout.state.phase, rollout.state.weight, rollout.state.canary.clone());
+    if seen(before) != seen(after) || before.state.reason == after.state.reason {
+        return None;
+    }
+    let (type_, reason) = match after.state.reason {
+        Reason::GateFailing => (EventType::Warning, rollout::CANARY_FAILING),
+        Reason::CanaryNotReady
+        | Reason::TooFewRequests
+        | Reason::GatewaysNotRead
+        | Reason::GateNotMeasured
+        | Reason::Undecided => (EventType::Normal, rollout::CANARY_WAITING),
+        _ => return None,
     };
     Some(event(type_, reason.to_owned(), after.message.as_deref().unwrap_or_default()))
 }

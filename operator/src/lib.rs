@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod model_deployment;
 pub mod model_route;
 pub mod quantity;
+pub mod recorder;
 pub mod run;
 pub mod server;
 pub mod stores;

@@ -34,15 +34,77 @@ pub struct ApiServer {
     objects: Mutex<BTreeMap<String, Value>>,
     /// Writes so far, as `METHOD path`; events apart.
     writes: Mutex<Vec<String>>,
-    /// Reasons of the events so far.
-    events: Mutex<Vec<String>>,
+    /// What was told of events so far, repeats apart.
+    told: Mutex<Vec<Value>>,
+    /// Every event, by path.
+    events: Mutex<BTreeMap<String, Value>>,
     /// Requests that are refused: a part of `METHOD path`, and the status code.
     failures: Mutex<VecDeque<(String, u16)>>,
+    crash: Mutex<Crash>,
     version: Mutex<u64>,
 }
 
+/// The end of an operator, at one of its writes.
+#[derive(Default)]
+struct Crash {
+    /// At which write, and whether that still reaches the API server.
+    at: Option<(usize, bool)>,
+    /// Writes so far, events among them.
+    writes: usize,
+    /// It has ended: nothing it says is heard.
+    down: bool,
+}
+
+impl Crash {
+    /// Whether a call is done, and whether its answer is read.
+    fn call(&mut self, is_write: bool) -> (bool, bool) {
+        if self.down {
+            return (false, false);
+        }
+        if !is_write {
+            return (true, true);
+        }
+        let here = self.at.filter(|(at, _)| *at == self.writes);
+        self.writes += 1;
+        self.down = here.is_some();
+        (here.is_none_or(|(_, reaches)| reaches), here.is_none())
+    }
+}
+
 impl ApiServer {
+    fn next_version(&self) -> Value {
+        let mut version = self.version.lock().unwrap();
+        *version += 1;
+        json!(version.to_string())
+    }
+
+    fn event(&self, method: &Method, path: &str, body: Value) -> (u16, Value) {
+        let (mut events, mut told) = (self.events.lock().unwrap(), self.told.lock().unwrap());
+        if *method == Method::POST {
+            let path = format!("{path}/{}", body["metadata"]["name"].as_str().unwrap());
+            if events.contains_key(&path) {
+                return status(409);
+            }
+            events.insert(path, body.clone());
+            told.push(body.clone());
+            return (201, body);
+        }
+        let Some(event) = events.get_mut(path) else { return status(404) };
+        event["series"] = body["series"].clone();
+        match told.iter_mut().find(|it| it["metadata"]["name"] == event["metadata"]["name"]) {
+            Some(told) => told["series"] = body["series"].clone(),
+            None => told.push(event.clone()),
+        }
+        (200, event.clone())
+    }
+
     fn answer(&self, method: &Method, path: &str, manager: &str, body: Value) -> (u16, Value) {
+        let (done, answered) = self.crash.lock().unwrap().call(*method != Method::GET);
+        let answer = if done { self.do_it(method, path, manager, body) } else { status(500) };
+        if answered { answer } else { status(500) }
+    }
+
+    fn do_it(&self, method: &Method, path: &str, manager: &str, body: Value) -> (u16, Value) {
         let call = format!("{method} {path}");
         let mut failures = self.failures.lock().unwrap();
         if failures.front().is_some_and(|(part, _)| call.contains(part)) {
@@ -51,8 +113,7 @@ impl ApiServer {
         }
         drop(failures);
         if path.contains("/events") {
-            self.events.lock().unwrap().push(body["reason"].as_str().unwrap_or_default().to_owned());
-            return (201, body);
+            return self.event(method, path, body);
         }
         if *method != Method::GET {
             self.writes.lock().unwrap().push(call);
@@ -62,20 +123,26 @@ impl ApiServer {
             Method::GET => objects.get(path).map_or_else(|| status(404), |object| (200, object.clone())),
             Method::DELETE => objects.remove(path).map_or_else(|| status(404), |object| (200, object)),
             _ => {
-                let mut version = self.version.lock().unwrap();
-                *version += 1;
+                let version = self.next_version();
                 if let Some(path) = path.strip_suffix("/status") {
                     let Some(object) = objects.get_mut(path) else { return status(404) };
+                    let differs = |field: &str| {
+                        let wanted = &body["metadata"][field];
+                        !wanted.is_null() && *wanted != object["metadata"][field]
+                    };
+                    if differs("uid") || differs("resourceVersion") {
+                        return status(409);
+                    }
                     // A person's: the operator's apply does not own it.
                     let request = object["status"]["request"].take();
                     object["status"] = body["status"].clone();
                     if !request.is_null() {
                         object["status"]["request"] = request;
                     }
-                    object["metadata"]["resourceVersion"] = json!(version.to_string());
+                    object["metadata"]["resourceVersion"] = version;
                     return (200, object.clone());
                 }
-                let object = applied(objects.get(path), body, manager, *version);
+                let object = applied(objects.get(path), body, manager, &version);
                 objects.insert(path.to_owned(), object.clone());
                 (200, object)
             }
@@ -89,7 +156,7 @@ fn field_manager(uri: &http::Uri) -> String {
     manager.unwrap_or_default().replace("%2F", "/")
 }
 
-fn applied(before: Option<&Value>, mut body: Value, manager: &str, version: u64) -> Value {
+fn applied(before: Option<&Value>, mut body: Value, manager: &str, version: &Value) -> Value {
     let mut managed = body.clone();
     managed.as_object_mut().unwrap().retain(|key, _| key != "apiVersion" && key != "kind");
     managed["metadata"].as_object_mut().unwrap().retain(|key, _| key != "name" && key != "namespace");
@@ -102,9 +169,10 @@ fn applied(before: Option<&Value>, mut body: Value, manager: &str, version: u64)
     }
     let metadata = &mut body["metadata"];
     let old = before.map_or(Value::Null, |before| before["metadata"].clone());
-    metadata["uid"] = old.get("uid").cloned().unwrap_or_else(|| json!(format!("uid-{version}")));
+    metadata["uid"] =
+        old.get("uid").cloned().unwrap_or_else(|| json!(format!("uid-{}", version.as_str().unwrap())));
     metadata["generation"] = json!(old["generation"].as_i64().unwrap_or_default() + 1);
-    metadata["resourceVersion"] = json!(version.to_string());
+    metadata["resourceVersion"] = version.clone();
     let ours = json!({
         "manager": manager, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields(&managed),
     });
@@ -220,13 +288,18 @@ impl Cluster {
     }
 
     /// Puts an object as a user or another controller would.
-    pub fn put(&self, path: &str, object: Value) {
+    pub fn put(&self, path: &str, mut object: Value) {
+        object["metadata"]["resourceVersion"] = self.api.next_version();
         self.api.objects.lock().unwrap().insert(path.to_owned(), object);
     }
 
     /// Changes an object as a user or another controller would.
     pub fn edit(&self, path: &str, edit: impl FnOnce(&mut Value)) {
-        edit(self.api.objects.lock().unwrap().get_mut(path).unwrap());
+        let version = self.api.next_version();
+        let mut objects = self.api.objects.lock().unwrap();
+        let object = objects.get_mut(path).unwrap();
+        edit(object);
+        object["metadata"]["resourceVersion"] = version;
     }
 
     /// Removes an object.
@@ -251,12 +324,58 @@ impl Cluster {
 
     /// The reasons of the events since the last call.
     pub fn events(&self) -> Vec<String> {
-        std::mem::take(&mut self.api.events.lock().unwrap())
+        self.told().into_iter().map(|(reason, ..)| reason).collect()
+    }
+
+    /// Reason, note and number of times of the events since the last call; one that repeats is told where it was told first.
+    pub fn told(&self) -> Vec<(String, String, i64)> {
+        let told = std::mem::take(&mut *self.api.told.lock().unwrap());
+        let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
+        let times = |event: &Value| event["series"]["count"].as_i64().unwrap_or(1);
+        told.iter().map(|event| (text(event, "reason"), text(event, "note"), times(event))).collect()
+    }
+
+    /// Forgets every event, as an API server does after a while.
+    pub fn events_are_forgotten(&self) {
+        self.api.events.lock().unwrap().clear();
     }
 
     /// Refuses the next request that matches.
     pub fn fail_next(&self, part: &str, code: u16) {
         self.api.failures.lock().unwrap().push_back((part.to_owned(), code));
+    }
+
+    /// The operator ends at this one of its writes, counted from zero; `reaches`: whether the API server still does it.
+    pub fn crashes_at(&self, write: usize, reaches: bool) {
+        self.api.crash.lock().unwrap().at = Some((write, reaches));
+    }
+
+    /// How many writes there were, events among them.
+    pub fn calls(&self) -> usize {
+        self.api.crash.lock().unwrap().writes
+    }
+
+    /// Another operator takes over, who knows nothing but what is in the API server, if this one has ended. Returns whether it has.
+    pub fn taken_over(&mut self) -> bool {
+        let crashed = std::mem::take(&mut self.api.crash.lock().unwrap().down);
+        if crashed {
+            self.restarts();
+        }
+        crashed
+    }
+
+    /// The operator begins anew: it knows nothing but what is in the API server.
+    pub fn restarts(&mut self) {
+        let (stores, writers) = Stores::detached();
+        self.writers = writers;
+        self.context = Arc::new(Context::new(
+            self.context.client.clone(),
+            self.context.settings.clone(),
+            stores,
+            Metrics::default(),
+            self.hub.clone(),
+            reqwest::Client::new(),
+        ));
     }
 
     /// Brings the stores up to date, as the watches would.

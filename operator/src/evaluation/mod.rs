@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use fairlead_crds::evaluation::{Evaluation, EvaluationResult, EvaluationStatus};
 use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
 use kube::runtime::controller::Action;
-use kube::{Resource, ResourceExt};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -88,9 +88,7 @@ async fn write_status(
     let ended = after.results.iter().filter(|result| !known(result));
     let told = ended.map(events::evaluated).chain(events::transition(&before.conditions, &after.conditions));
     for event in told {
-        if let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await {
-            tracing::warn!(name = object.name_any(), %error, "the event could not be published");
-        }
+        context.recorder.publish(&event, &object.object_ref(&())).await;
     }
     Ok(())
 }

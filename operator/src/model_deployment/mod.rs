@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use fairlead_crds::model_deployment::{ModelDeployment, ModelPlan};
 use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
 use kube::runtime::controller::Action;
-use kube::{Resource, ResourceExt};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -118,10 +118,8 @@ async fn write_status(
         return Ok(());
     }
     context.model_deployments.status(object, &after).await?;
-    if let Some(event) = events::transition(&before.conditions, &after.conditions)
-        && let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await
-    {
-        tracing::warn!(name = object.name_any(), %error, "the event could not be published");
+    if let Some(event) = events::transition(&before.conditions, &after.conditions) {
+        context.recorder.publish(&event, &object.object_ref(&())).await;
     }
     Ok(())
 }

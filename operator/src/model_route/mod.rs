@@ -6,6 +6,7 @@ pub mod dereference;
 pub mod evaluations;
 pub mod gateways;
 pub mod look;
+pub mod moves;
 pub mod plan;
 pub mod poll;
 pub mod prometheus;
@@ -25,8 +26,8 @@ use std::time::Duration;
 
 use fairlead_crds::model_route::{ModelRoute, ModelRouteStatus};
 use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
 use kube::runtime::controller::Action;
-use kube::{Resource, ResourceExt};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -62,20 +63,22 @@ pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result
     let mut decided_object = (*object).clone();
     decided_object.status.get_or_insert_default().rollout.clone_from(&rollout);
     let outcome = plan.and_then(|_| validate::validate(&decided_object, &found));
+    let about = object.object_ref(&());
     let reach = reach::reach(&object, &context.heard.now());
     let after = status::status(&decided_object, &before, &outcome, &reach, now);
     if after != (ModelRouteStatus { request: None, ..before.clone() }) {
         context.model_routes.status(&*object, &after).await?;
-        let events = [
+        let told = [
             events::transition(&before.conditions, &after.conditions),
             events::providers(&before.conditions, &after.conditions),
-            events::rollout(before.rollout.as_ref(), after.rollout.as_ref()),
+            events::lacks(before.rollout.as_ref(), after.rollout.as_ref()),
         ];
-        for event in events.into_iter().flatten() {
-            if let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await {
-                tracing::warn!(name = object.name_any(), %error, "the event could not be published");
-            }
+        for event in told.iter().flatten() {
+            context.recorder.publish(event, &about).await;
         }
+    }
+    if let (Some(rollout), Some(uid)) = (&after.rollout, &about.uid) {
+        context.moves.tell(uid, rollout, &about, &context.recorder, now).await;
     }
     // Whatever would change the outcome is watched.
     match outcome {

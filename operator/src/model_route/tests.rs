@@ -7,8 +7,10 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 mod judging;
+mod moves;
 mod reaching;
 mod server;
+mod stale;
 
 use super::reconcile;
 use super::triggers::{Changed, concerned};

@@ -1,10 +1,15 @@
 //! Whole reconciles against an API server in memory.
 
+use std::sync::Arc;
+
 use fairlead_crds::evaluation::{Evaluation, Score, Standing};
 use serde_json::{Value, json};
 
 use super::world::{JOBS, OBJECT, QUESTIONS, ROUTE, World, deployment_path};
+use crate::error::Error;
+use crate::evaluation::reconcile;
 use crate::metrics::Outcome;
+use crate::stores::get;
 
 /// Both backends have answered: v1 three of three, v2 one of three.
 async fn evaluated(spec: &Value) -> World {
@@ -78,6 +83,25 @@ async fn the_stable_backend_and_the_canary_are_asked_one_after_the_other() {
         world.step().await.unwrap();
     }
     assert_eq!(world.cluster.writes(), Vec::<String>::new(), "it is settled");
+}
+
+#[tokio::test]
+async fn a_result_is_not_written_over_by_a_store_that_is_behind() {
+    let mut world = World::new(&json!({}));
+    world.step().await.unwrap();
+    world.answers(3, "r1");
+    world.cluster.sync();
+    let behind = get(&world.cluster.context.stores.evaluations, "models", "quality").unwrap();
+    world.step().await.unwrap();
+    world.answers(1, "r2");
+    world.step().await.unwrap();
+    let status = world.status();
+    assert_eq!(status["summary"], "exactMatch v1=1.00 v2=0.33");
+    world.cluster.events();
+    let late = reconcile(behind, Arc::clone(&world.cluster.context)).await;
+    assert!(matches!(late, Err(Error::Outdated)), "{late:?}");
+    assert_eq!(world.status(), status);
+    assert_eq!(world.cluster.events(), Vec::<String>::new(), "nothing is scored twice");
 }
 
 #[tokio::test]

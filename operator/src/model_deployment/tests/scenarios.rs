@@ -210,7 +210,7 @@ async fn hiccups_of_the_api_server_ask_for_backoff_and_say_nothing_about_the_obj
     let mut cluster = from_hub("8Gi");
     step(&mut cluster).await.unwrap();
     pods_become_ready(&cluster);
-    for code in [409, 500] {
+    for code in [429, 500] {
         cluster.fail_next("modeldeployments/llama/status", code);
         let error = step(&mut cluster).await.unwrap_err();
         assert!(error.action().is_none() && !error.concerns_the_object(), "{error}");

@@ -10,12 +10,12 @@ use super::*;
 
 impl Server {
     /// Tells counts of the route's epoch as it is in the status: so many requests and errors of the canary, and good ones of stable.
-    fn counts(&self, status: &Value, requests: u64, errors: u64) {
+    pub(super) fn counts(&self, status: &Value, requests: u64, errors: u64) {
         self.answers(200, serde_json::to_value(report(status, requests, errors)).unwrap());
     }
 }
 
-fn report(status: &Value, requests: u64, errors: u64) -> Report {
+pub(super) fn report(status: &Value, requests: u64, errors: u64) -> Report {
     let counts = |requests, errors| Counts { requests, errors, ..Counts::default() };
     let backend = |counts: Counts| BackendReport { step: counts, ..BackendReport::default() };
     let rollout = &status["rollout"];
@@ -31,8 +31,15 @@ fn report(status: &Value, requests: u64, errors: u64) -> Report {
 }
 
 /// A cluster with a canary that is judged, and so many gateways.
-async fn judged(analysis: &str, gateways: usize) -> (Cluster, Vec<Server>) {
-    let mut cluster = cluster_with_canary(&format!(
+pub(super) async fn judged(analysis: &str, gateways: usize) -> (Cluster, Vec<Server>) {
+    let (mut cluster, servers) = to_be_judged(analysis, gateways).await;
+    step(&mut cluster, "models", "chat").await;
+    (cluster, servers)
+}
+
+/// The same before anybody has looked at it.
+pub(super) async fn to_be_judged(analysis: &str, gateways: usize) -> (Cluster, Vec<Server>) {
+    let cluster = cluster_with_canary(&format!(
         "[{{weight: 5, hold: 1h}}, {{weight: 50, hold: 1h}}], analysis: {analysis}"
     ));
     let mut servers = Vec::new();
@@ -40,14 +47,13 @@ async fn judged(analysis: &str, gateways: usize) -> (Cluster, Vec<Server>) {
         servers.push(Server::start().await);
     }
     are_gateways(&cluster, &servers);
-    step(&mut cluster, "models", "chat").await;
     (cluster, servers)
 }
 
-const ERRORS: &str = "{gates: [{metric: ErrorRate, max: 5%}]}";
+pub(super) const ERRORS: &str = "{gates: [{metric: ErrorRate, max: 5%}]}";
 
 /// Two hours pass, as far as the rollout knows.
-fn later(cluster: &Cluster) {
+pub(super) fn later(cluster: &Cluster) {
     cluster.edit(&path("models", "chat"), |object| {
         for field in ["stepBegan", "looked", "unreadySince"] {
             let value = &mut object["status"]["rollout"][field];
@@ -59,22 +65,22 @@ fn later(cluster: &Cluster) {
     });
 }
 
-async fn look(cluster: &mut Cluster) -> Value {
+pub(super) async fn look(cluster: &mut Cluster) -> Value {
     later(cluster);
     step(cluster, "models", "chat").await
 }
 
-fn now(cluster: &Cluster) -> Value {
+pub(super) fn now(cluster: &Cluster) -> Value {
     cluster.get(&path("models", "chat")).unwrap()["status"].clone()
 }
 
-fn is(status: &Value) -> (&str, &str, u64) {
+pub(super) fn is(status: &Value) -> (&str, &str, u64) {
     let rollout = &status["rollout"];
     let text = |key: &str| rollout[key].as_str().unwrap();
     (text("phase"), text("reason"), rollout["weight"].as_u64().unwrap())
 }
 
-fn message(status: &Value) -> &str {
+pub(super) fn message(status: &Value) -> &str {
     status["rollout"]["message"].as_str().unwrap()
 }
 
