@@ -9,10 +9,16 @@ use crate::validation::rule;
 
 /// A server of others that speaks OpenAI's API.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-validations" = [rule(
-    "(has(self.apiKeySecretRef) ? 1 : 0) + (has(self.apiKeyFile) ? 1 : 0) + (has(self.apiKeyEnv) ? 1 : 0) <= 1",
-    "spec.backends[].provider: set at most one of apiKeySecretRef (in a cluster), apiKeyFile and apiKeyEnv (by hand)",
-)]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule(
+        "(has(self.apiKeySecretRef) ? 1 : 0) + (has(self.apiKeyFile) ? 1 : 0) + (has(self.apiKeyEnv) ? 1 : 0) <= 1",
+        "spec.backends[].provider: set at most one of apiKeySecretRef (in a cluster), apiKeyFile and apiKeyEnv (by hand)",
+    ),
+    rule(
+        "(has(self.caSecretRef) ? 1 : 0) + (has(self.caConfigMapRef) ? 1 : 0) + (has(self.caFile) ? 1 : 0) <= 1",
+        "spec.backends[].provider: set at most one of caSecretRef and caConfigMapRef (in a cluster) and caFile (by hand)",
+    ),
+]))]
 #[serde(rename_all = "camelCase")]
 pub struct Provider {
     /// Base URL of the API with its version, such as `https://api.example.com/v1`. In a cluster only hosts that the gateway's
@@ -40,6 +46,10 @@ pub struct Provider {
     /// The certificate authorities (PEM) that the provider's certificate is checked by, in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKeyRef>,
+    /// The same in a ConfigMap of the route's namespace, such as one that trust-manager keeps. The gateway must be allowed to read it
+    /// (`gateway.providers.configMaps` of the chart).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_config_map_ref: Option<ConfigMapKeyRef>,
     /// The same in a file, for a gateway that runs without Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
@@ -58,10 +68,37 @@ pub struct SecretKeyRef {
     pub key: String,
 }
 
+/// One key of a ConfigMap.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKeyRef {
+    /// Name of the ConfigMap.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key within it.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
 impl Provider {
-    /// The Secrets that it names.
-    pub fn secrets(&self) -> impl Iterator<Item = &SecretKeyRef> {
-        self.api_key_secret_ref.iter().chain(&self.ca_secret_ref)
+    /// Where its certificate authorities are said to be, more than once: the fields, for who got around the schema.
+    pub fn ca_twice(&self) -> Option<(&'static str, &'static str)> {
+        let fields = [
+            ("caSecretRef", self.ca_secret_ref.is_some()),
+            ("caConfigMapRef", self.ca_config_map_ref.is_some()),
+            ("caFile", self.ca_file.is_some()),
+        ];
+        let mut set = fields.into_iter().filter(|(_, set)| *set).map(|(field, _)| field);
+        set.next().zip(set.next())
+    }
+
+    /// A field that names an object of a cluster, the first that is set, with the kind and the name of the object.
+    pub fn in_cluster(&self) -> Option<(&'static str, &'static str, &str)> {
+        let secrets = [("apiKeySecretRef", &self.api_key_secret_ref), ("caSecretRef", &self.ca_secret_ref)];
+        let secret =
+            secrets.into_iter().find_map(|(field, it)| Some((field, "Secret", it.as_ref()?.name.as_str())));
+        secret
+            .or_else(|| Some(("caConfigMapRef", "ConfigMap", self.ca_config_map_ref.as_ref()?.name.as_str())))
     }
 
     /// Fields that only a gateway by hand understands, the first that is set.

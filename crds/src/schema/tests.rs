@@ -1,4 +1,5 @@
 mod endpoint_policy;
+mod provider;
 mod rules;
 
 use std::path::Path;

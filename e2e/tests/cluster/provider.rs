@@ -1,7 +1,7 @@
-//! A provider outside of the cluster as the fallback of our own pods: by https with a private certificate authority and a key from a
-//! Secret; and what is said when one of the two is wrong or missing.
+//! A provider outside of the cluster as the fallback of our own pods: by https with a private certificate authority from a Secret or a
+//! ConfigMap and a key from a Secret; and what is said, to clients and in the route's status, when one of them is wrong or missing.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use crate::support::{
 async fn a_provider_answers_when_no_pod_can_and_its_faults_are_named() -> Result<()> {
     in_namespace(async |namespace| {
         apply(&namespace, &worker("own", &[])).await?;
-        let cloud = Cloud::start(&namespace, &["key", "ca", "other-ca", "missing"]).await?;
+        let cloud = Cloud::start(&namespace, &["key", "ca", "other-ca", "missing"], &["bundle"]).await?;
         cloud.make_key("key").await?;
         cloud.make_ca("ca").await?;
         make_other_ca(&namespace, "other-ca").await?;
@@ -26,8 +26,11 @@ async fn a_provider_answers_when_no_pod_can_and_its_faults_are_named() -> Result
         }
         route["spec"]["fallbacks"] = json!([{"backend": "cloud"}]);
         apply(&namespace, &route).await?;
-        for (name, key, ca) in [("untrusted", "key", "other-ca"), ("keyless", "missing", "ca")] {
-            let mut backend = cloud.backend(key, ca);
+        for (name, mut backend) in [
+            ("untrusted", cloud.backend("key", "other-ca")),
+            ("keyless", cloud.backend("missing", "ca")),
+            ("bundled", cloud.backend_of_bundle("key", "bundle")),
+        ] {
             backend["weight"] = json!(1);
             let mut route = model_route(name, &model(name), &[]);
             route["spec"]["backends"] = json!([backend]);
@@ -38,7 +41,22 @@ async fn a_provider_answers_when_no_pod_can_and_its_faults_are_named() -> Result
         let asking = Asking { gateway: &gateway };
         eventually(DECIDED, async || asking.answered_by(&model("chat"), "own").await).await?;
 
-        // A certificate of somebody else: it is not called, and the answer says why.
+        // A certificate of somebody else: the gateways find out before anybody asks, and the route says so.
+        eventually(REACHED, async || {
+            let (status, reason, message) = reachable(&namespace, "untrusted").await?;
+            ensure!(status == "False" && reason == "ProviderNotTrusted", "{status} {reason}: {message}");
+            ensure!(message.starts_with("backend cloud: the certificate of cloud."), "{message}");
+            ensure!(message.contains("give Secret other-ca under ca.crt"), "{message}");
+            let events =
+                kubectl(&["-n", &namespace, "get", "events", "-o", "jsonpath={.items[*].reason}"]).await?;
+            ensure!(events.contains("ProviderNotTrusted"), "{events}");
+            let (status, _, message) = reachable(&namespace, "chat").await?;
+            ensure!(status == "True", "{message}");
+            Ok(())
+        })
+        .await?;
+
+        // It is not called, and the answer says why.
         eventually(DECIDED, async || {
             let (status, body) = asking.refused(&model("untrusted")).await?;
             ensure!(status == StatusCode::BAD_GATEWAY, "{status}: {body}");
@@ -65,6 +83,27 @@ async fn a_provider_answers_when_no_pod_can_and_its_faults_are_named() -> Result
             status == StatusCode::SERVICE_UNAVAILABLE && body["error"]["code"] == "no_endpoint",
             "{status}: {body}"
         );
+        // Neither does a ConfigMap that is not there.
+        let (status, _) = asking.refused(&model("bundled")).await?;
+        ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
+        let live = get(&namespace, "modelroute", "bundled").await?.to_string();
+        ensure!(
+            live.contains("caConfigMapRef: there is no ConfigMap bundle; create it with the key ca.crt"),
+            "{live}"
+        );
+        cloud.make_bundle("bundle").await?;
+        cloud.make_ca("other-ca").await?;
+        eventually(DECIDED, async || asking.answered_by(&model("bundled"), "cloud").await).await?;
+        // A certificate authority that was replaced is in force with no restart, and the route says that all is well.
+        eventually(DECIDED, async || asking.answered_by(&model("untrusted"), "cloud").await).await?;
+        for route in ["untrusted", "bundled"] {
+            eventually(REACHED, async || {
+                let (status, reason, message) = reachable(&namespace, route).await?;
+                ensure!(status == "True" && reason == "ProvidersReached", "{route}: {reason}: {message}");
+                Ok(())
+            })
+            .await?;
+        }
         cloud.make_key("missing").await?;
         eventually(DECIDED, async || asking.answered_by(&model("keyless"), "cloud").await).await?;
 
@@ -86,6 +125,19 @@ async fn a_provider_answers_when_no_pod_can_and_its_faults_are_named() -> Result
         Ok(())
     })
     .await
+}
+
+/// How long it takes at most until the status has what every gateway knows of a provider.
+const REACHED: std::time::Duration = std::time::Duration::from_secs(90);
+
+/// Status, reason and message of a route's condition `ProvidersReachable`.
+async fn reachable(namespace: &str, route: &str) -> Result<(String, String, String)> {
+    let live = get(namespace, "modelroute", route).await?;
+    let conditions = live["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.iter().find(|it| it["type"] == "ProvidersReachable");
+    let found = found.with_context(|| format!("{route} has no such condition: {conditions:?}"))?;
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    Ok((text("status"), text("reason"), text("message")))
 }
 
 struct Asking<'a> {

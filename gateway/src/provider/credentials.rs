@@ -19,6 +19,15 @@ pub enum Place {
         /// Key within it.
         key: String,
     },
+    /// A key of a ConfigMap in this namespace.
+    ConfigMap {
+        /// Namespace.
+        namespace: String,
+        /// Name of the ConfigMap.
+        name: String,
+        /// Key within it.
+        key: String,
+    },
     /// A file.
     File(String),
     /// An environment variable of the gateway.
@@ -29,6 +38,9 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Secret { namespace, name, key } => write!(f, "the key {key} of Secret {namespace}/{name}"),
+            Self::ConfigMap { namespace, name, key } => {
+                write!(f, "the key {key} of ConfigMap {namespace}/{name}")
+            }
             Self::File(path) => write!(f, "the file {path}"),
             Self::Env(name) => write!(f, "the environment variable {name}"),
         }
@@ -73,6 +85,17 @@ impl Credentials {
     }
 }
 
+impl Place {
+    /// The value of the chart that lets the gateway read it, where it is the chart's to allow.
+    pub fn allowed_by(&self) -> Option<&'static str> {
+        match self {
+            Self::Secret { .. } => Some("gateway.providers.secrets"),
+            Self::ConfigMap { .. } => Some("gateway.providers.configMaps"),
+            Self::File(_) | Self::Env(_) => None,
+        }
+    }
+}
+
 /// The places that routes name, each once.
 pub fn places<'a>(routes: impl Iterator<Item = &'a Arc<ModelRoute>>) -> Vec<Place> {
     let mut places: Vec<Place> = routes
@@ -104,7 +127,14 @@ pub fn key_place(
 /// Where its certificate authorities are.
 pub fn ca_place(namespace: &str, provider: &fairlead_crds::model_route::provider::Provider) -> Option<Place> {
     let secret = provider.ca_secret_ref.as_ref().map(|secret| in_secret(namespace, secret));
-    secret.or_else(|| provider.ca_file.clone().map(Place::File))
+    let config_map = || {
+        provider.ca_config_map_ref.as_ref().map(|it| Place::ConfigMap {
+            namespace: namespace.to_owned(),
+            name: it.name.clone(),
+            key: it.key.clone(),
+        })
+    };
+    secret.or_else(config_map).or_else(|| provider.ca_file.clone().map(Place::File))
 }
 
 fn in_secret(namespace: &str, secret: &fairlead_crds::model_route::provider::SecretKeyRef) -> Place {

@@ -88,7 +88,7 @@ pub fn untrusted(error: &(dyn Error + 'static)) -> Option<&'static str> {
         Some(rustls::Error::InvalidCertificate(problem)) => Some(match problem {
             // A bad signature: an authority of that name is known, but with another key, as after it was made anew.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "no authority has signed it that provider.caSecretRef has, or without that the system"
+                "no authority has signed it that provider.caSecretRef or caConfigMapRef has, or without those the system"
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {

@@ -176,11 +176,23 @@ fn roots_of(pem: &[u8]) -> Result<RootCertStore, String> {
     let wrong = |why: String| {
         format!("the certificate authorities cannot be read ({why}); store certificates in PEM")
     };
+    let mut left_out = None;
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-        roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+        if let Err(error) = roots.add(certificate) {
+            left_out = Some(error.to_string());
+        }
     }
-    if roots.is_empty() { Err(wrong("there is no certificate".to_owned())) } else { Ok(roots) }
+    // A bundle of many may have one that is too old to be understood.
+    match left_out {
+        Some(why) if roots.is_empty() => Err(wrong(why)),
+        None if roots.is_empty() => Err(wrong("there is no certificate".to_owned())),
+        Some(why) => {
+            tracing::warn!(why, "a certificate authority of a provider is left out");
+            Ok(roots)
+        }
+        None => Ok(roots),
+    }
 }
 
 fn connections(roots: RootCertStore) -> Result<Connections, String> {

@@ -30,12 +30,14 @@ pub(super) fn target(
         return Err(format!("{field}: is for a gateway without Kubernetes; name a Secret instead"));
     }
     if objects.origin == Origin::Manifests
-        && let Some(secret) = provider.secrets().next()
+        && let Some((field, kind, name)) = provider.in_cluster()
     {
-        let name = &secret.name;
         return Err(format!(
-            "apiKeySecretRef: there is no Secret {name} without Kubernetes; use apiKeyFile or apiKeyEnv"
+            "{field}: there is no {kind} {name} without Kubernetes; use apiKeyFile or apiKeyEnv, and caFile"
         ));
+    }
+    if let Some((one, other)) = provider.ca_twice() {
+        return Err(format!("{other}: there is {one}, too; leave one of them out"));
     }
     let host = provider.host();
     if let Some(hosts) = &objects.provider_hosts
@@ -63,8 +65,11 @@ fn read(objects: &Objects, place: Option<Place>) -> Result<Option<Hidden>, Strin
     let Some(place) = place else { return Ok(None) };
     match objects.credentials.get(&place) {
         Some(found) => Ok(Some(found.clone())),
-        None => Err(format!(
-            "{place} is not there, or the gateway may not read it (gateway.providers.secrets of the chart); create or allow it"
-        )),
+        None => Err(match place.allowed_by() {
+            Some(value) => format!(
+                "{place} is not there, or the gateway may not read it ({value} of the chart); create or allow it"
+            ),
+            None => format!("{place} is not there, or the gateway may not read it; create it"),
+        }),
     }
 }

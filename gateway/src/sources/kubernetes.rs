@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
-use super::secrets::Secrets;
+use super::credentials::Reader;
 use crate::metrics::Metrics;
 use crate::provider::credentials::Credentials;
 use crate::routing::Routing;
@@ -34,8 +34,8 @@ use crate::snapshot::{Objects, Origin};
 
 /// Changes that come within this time of one another make one snapshot.
 const COALESCE: Duration = Duration::from_millis(25);
-/// How often Secrets are read again: how long a changed key takes to be in force.
-const REREAD_SECRETS: Duration = Duration::from_secs(15);
+/// How often Secrets and ConfigMaps of providers are read again: how long a changed key takes to be in force.
+const REREAD_CREDENTIALS: Duration = Duration::from_secs(15);
 /// A watch is renewed this often, so that one which has silently died is noticed.
 const WATCH_SECONDS: u32 = 120;
 
@@ -144,8 +144,8 @@ pub async fn follow(
     stop: CancellationToken,
 ) {
     let provider_hosts: Arc<[String]> = provider_hosts.into();
-    let mut secrets = Secrets::default();
-    let mut rereads = tokio::time::interval(REREAD_SECRETS);
+    let mut credentials = Reader::default();
+    let mut rereads = tokio::time::interval(REREAD_CREDENTIALS);
     rereads.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let caches = Arc::new(Caches::default());
     let mut watches = JoinSet::new();
@@ -190,7 +190,7 @@ pub async fn follow(
     loop {
         let reread = tokio::select! {
             () = caches.changed.notified() => false,
-            _ = rereads.tick(), if secrets.any() => true,
+            _ = rereads.tick(), if credentials.any() => true,
             () = stop.cancelled() => break,
             _ = watches.join_next() => break,
         };
@@ -199,11 +199,11 @@ pub async fn follow(
         }
         match caches.objects() {
             Ok(mut objects) => {
-                let new = secrets.refresh(&client, &objects.routes, reread).await;
+                let new = credentials.refresh(&client, &objects.routes, reread).await;
                 if reread && !new {
                     continue;
                 }
-                objects.credentials = secrets.known();
+                objects.credentials = credentials.known();
                 objects.provider_hosts = Some(Arc::clone(&provider_hosts));
                 routing.publish(&objects);
             }

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::provider::credentials::Credentials;
 use crate::routing::Routing;
 use crate::snapshot::{Objects, Origin};
-use crate::sources::secrets;
+use crate::sources::credentials;
 
 /// How often the files are looked at. An edit must look the same twice in a row, because editors write in steps.
 const POLL: Duration = Duration::from_millis(200);
@@ -71,7 +71,7 @@ impl Manifests {
     pub fn load(dir: &Path, routing: Arc<Routing>, metrics: Arc<Metrics>) -> Result<Self, ManifestError> {
         let files = read(dir)?;
         let mut objects = parse(&files)?;
-        objects.credentials = secrets::by_hand(&objects.routes);
+        objects.credentials = credentials::by_hand(&objects.routes);
         if objects.routes.is_empty() {
             tracing::warn!(dir = %dir.display(), "there is no ModelRoute in this folder yet");
         }
@@ -81,7 +81,7 @@ impl Manifests {
 
     /// A key or a certificate in a file may change without the manifests.
     fn reread_credentials(&mut self) {
-        let credentials = secrets::by_hand(&self.objects.routes);
+        let credentials = credentials::by_hand(&self.objects.routes);
         if credentials != self.objects.credentials {
             self.objects.credentials = credentials;
             self.routing.publish(&self.objects);
@@ -112,7 +112,7 @@ impl Manifests {
                     Ok(None)
                 }
                 Ok(files) => parse(&files).map(|mut objects| {
-                    objects.credentials = secrets::by_hand(&objects.routes);
+                    objects.credentials = credentials::by_hand(&objects.routes);
                     Some((files, objects))
                 }),
                 Err(error) => Err(error),
@@ -279,10 +279,9 @@ fn check_provider(backend: &Backend, provider: &Provider) -> Result<(), String> 
         return Err("endpoints: a provider is reached at its url; leave them out".to_owned());
     }
     Endpoint::of_provider(&provider.url).map_err(|problem| format!("provider.url: {problem}"))?;
-    if let Some(secret) = provider.secrets().next() {
-        let name = &secret.name;
+    if let Some((field, kind, name)) = provider.in_cluster() {
         return Err(format!(
-            "provider.apiKeySecretRef: there is no Secret {name} without Kubernetes; use apiKeyFile or apiKeyEnv, and caFile"
+            "provider.{field}: there is no {kind} {name} without Kubernetes; use apiKeyFile or apiKeyEnv, and caFile"
         ));
     }
     if provider.api_key_file.is_some() && provider.api_key_env.is_some() {
@@ -404,6 +403,11 @@ spec:
                 "spec.rules[0].match.user: there is no such field",
             ),
             ("  backends:", "  stickiness: {by: Header}\n  backends:", "spec.stickiness.header"),
+            (
+                "endpoints: [\"http://127.0.0.1:8001\"]",
+                "provider: {url: \"https://h/v1\", model: m, caConfigMapRef: {name: bundle, key: ca.crt}}",
+                "spec.backends[0].provider.caConfigMapRef: there is no ConfigMap bundle",
+            ),
             ("kind: ModelRoute", "kind: Deployment", "kind: is \"Deployment\""),
             ("fairlead.dev/v1alpha1", "fairlead.dev/v1", "apiVersion"),
             ("metadata: {name: chat}", "metadata: {}", "metadata.name"),

@@ -167,11 +167,12 @@ fn answer(request: &Request<Incoming>, state: &Mutex<State>) -> Response<BoxBody
         );
     }
     if let Some((before, name)) = path.rsplit_once('/')
-        && let Some(("secrets", namespace)) = before.rsplit_once('/').map(|(rest, plural)| (plural, rest))
+        && let Some((kind @ ("secrets" | "configmaps"), namespace)) =
+            before.rsplit_once('/').map(|(rest, plural)| (plural, rest))
     {
         let key = (namespace.rsplit('/').next().unwrap_or_default().to_owned(), name.to_owned());
-        return match state.objects.get("secrets").and_then(|secrets| secrets.get(&key)) {
-            Some(secret) => whole(200, secret.clone()),
+        return match state.objects.get(kind).and_then(|objects| objects.get(&key)) {
+            Some(object) => whole(200, object.clone()),
             None => whole(
                 404,
                 json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "not found",

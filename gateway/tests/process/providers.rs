@@ -318,3 +318,42 @@ async fn in_a_cluster_the_key_is_in_a_secret_and_hosts_must_be_allowed() {
     assert_eq!(response.status(), 200);
     assert!(!gateway.log().contains(KEY));
 }
+
+#[tokio::test]
+async fn in_a_cluster_certificate_authorities_may_be_in_a_config_map() {
+    let (mut provider, other) = (Provider::start().await, Provider::start().await);
+    let host = format!("localhost:{}", provider.worker.address.port());
+    let api = ApiServer::start().await;
+    let mut backend = provider.backend();
+    let fields = backend["provider"].as_object_mut().expect("an object");
+    fields.retain(|field, _| field == "url" || field == "model");
+    fields.insert("caConfigMapRef".to_owned(), json!({"name": "bundle", "key": "ca.crt"}));
+    let route = json!({"apiVersion": "fairlead.dev/v1alpha1", "kind": "ModelRoute",
+        "metadata": {"namespace": "ns", "name": "r", "uid": "r"}, "spec": {"model": "chat", "backends": [backend]}});
+    api.apply("modelroutes", route);
+    let gateway = Gateway::start_in_cluster(&api.kubeconfig(), &["--provider-hosts", &host]).await;
+    tells(&gateway, false, "NotUsable").await;
+    let (_, text) = gateway.admin("/providers").await;
+    assert!(
+        text.contains("the key ca.crt of ConfigMap ns/bundle") && text.contains("providers.configMaps"),
+        "{text}"
+    );
+    assert!(api.requests().iter().any(|request| request == "/api/v1/namespaces/ns/configmaps/bundle"));
+    assert_eq!(gateway.chat("chat", false).await.status(), 503);
+
+    // Somebody else's, then the right one beside it, as when an authority is replaced: each in force with no restart.
+    let pem =
+        |provider: &Provider| std::fs::read_to_string(provider.files.path().join("ca.pem")).expect("read");
+    let bundle = |text: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "ns", "name": "bundle"},
+            "data": {"ca.crt": text}})
+    };
+    api.apply("configmaps", bundle(&pem(&other)));
+    tells(&gateway, false, "NotTrusted").await;
+    api.apply("configmaps", bundle(&(pem(&other) + &pem(&provider))));
+    tells(&gateway, true, "").await;
+    let (response, ()) = tokio::join!(gateway.chat("chat", false), async {
+        provider.worker.call().await.json(200, json!({}));
+    });
+    assert_eq!(response.status(), 200);
+}

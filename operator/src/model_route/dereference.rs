@@ -8,7 +8,7 @@ use fairlead_crds::model_deployment::ModelDeployment;
 use fairlead_crds::model_route::ModelRoute;
 use kube::ResourceExt;
 
-use super::providers::SecretKeys;
+use super::providers::Keys;
 use crate::stores::{Stores, get};
 
 /// What the stores have.
@@ -20,8 +20,8 @@ pub struct Dereferenced {
     pub rivals: Vec<Arc<ModelRoute>>,
     /// The Evaluations that gates name, by name; those that are missing are absent.
     pub evaluations: BTreeMap<String, Arc<Evaluation>>,
-    /// The keys of the Secrets that its providers name. Not in the stores: `providers` reads them.
-    pub secret_keys: SecretKeys,
+    /// The keys of the Secrets and ConfigMaps that its providers name. Not in the stores: `providers` reads them.
+    pub keys: Keys,
 }
 
 /// Reads from the stores.
@@ -44,7 +44,7 @@ pub fn dereference(object: &ModelRoute, stores: &Stores) -> Dereferenced {
         .filter_map(|name| Some((name.to_owned(), get(&stores.evaluations, &namespace, name)?)))
         .filter(|(_, evaluation)| evaluation.metadata.deletion_timestamp.is_none())
         .collect();
-    Dereferenced { deployments, rivals, evaluations, secret_keys: SecretKeys::new() }
+    Dereferenced { deployments, rivals, evaluations, keys: Keys::new() }
 }
 
 /// The Evaluations that a canary's gates name.

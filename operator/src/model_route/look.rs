@@ -126,7 +126,7 @@ async fn external(
 /// Whether the canary's ModelDeployment has pods that serve.
 fn canary_ready(object: &ModelRoute, found: &Dereferenced, canary: &str) -> bool {
     if object.spec.backends.iter().any(|backend| backend.name == canary && backend.provider.is_some()) {
-        return providers::check(object, &found.secret_keys).is_ok();
+        return providers::check(object, &found.keys).is_ok();
     }
     deployment(object, found, canary).is_some_and(|deployment| validate::not_ready(deployment).is_none())
 }

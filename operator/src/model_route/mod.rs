@@ -46,7 +46,7 @@ pub async fn reconcile(object: Arc<ModelRoute>, context: Arc<Context>) -> Result
         return Ok((Action::await_change(), Outcome::Success));
     }
     let mut found = dereference::dereference(&object, &context.stores);
-    found.secret_keys = providers::secret_keys(&object, &context).await?;
+    found.keys = providers::keys(&object, &context).await?;
     let before = object.status.clone().unwrap_or_default();
     let now = Timestamp::now();
     let plan = plan::plan(&object);

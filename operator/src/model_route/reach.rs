@@ -185,14 +185,18 @@ fn remedy(kind: TroubleKind, provider: &Provider) -> String {
              gateways reach it"
                 .to_owned()
         }
-        TroubleKind::NotTrusted => match &provider.ca_secret_ref {
-            Some(secret) => format!(
-                "give Secret {} under {} the certificate authority that has signed it, or correct provider.url",
-                secret.name, secret.key
-            ),
-            None => "name the certificate authority that has signed it in provider.caSecretRef, or correct provider.url"
-                .to_owned(),
-        },
+        TroubleKind::NotTrusted => {
+            let secret = provider.ca_secret_ref.as_ref().map(|it| ("Secret", &it.name, &it.key));
+            let config_map = || provider.ca_config_map_ref.as_ref().map(|it| ("ConfigMap", &it.name, &it.key));
+            match secret.or_else(config_map) {
+                Some((kind, name, key)) => format!(
+                    "give {kind} {name} under {key} the certificate authority that has signed it, or correct provider.url"
+                ),
+                None => "name the certificate authority that has signed it in provider.caSecretRef or caConfigMapRef, or correct \
+                         provider.url"
+                    .to_owned(),
+            }
+        }
         TroubleKind::KeyRefused => match &provider.api_key_secret_ref {
             Some(secret) => {
                 format!("store a key that it accepts in Secret {} under {}", secret.name, secret.key)

@@ -33,8 +33,11 @@ pub fn check_provider(backend: &str, provider: &Provider, has_adapter: bool) -> 
     if let Some(field) = provider.by_hand() {
         return Err(invalid(format!(
             "{at}.provider.{field} is for a gateway that runs by hand (fairlead-gateway serve --manifests); in a cluster name a \
-             Secret instead"
+             Secret instead, or for certificate authorities a ConfigMap"
         )));
+    }
+    if let Some((one, other)) = provider.ca_twice() {
+        return Err(invalid(format!("{at}.provider has {one} and {other}; leave one of them out")));
     }
     if provider.host().is_empty() {
         return Err(invalid(format!(

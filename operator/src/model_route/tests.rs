@@ -361,6 +361,11 @@ fn secret(cluster: &Cluster, name: &str, keys: &Value) {
     cluster.put(&format!("/api/v1/namespaces/models/secrets/{name}"), object);
 }
 
+fn bundle(cluster: &Cluster, data: &Value) {
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "bundle", "namespace": "models"}, "data": data});
+    cluster.put("/api/v1/namespaces/models/configmaps/bundle", object);
+}
+
 #[tokio::test]
 async fn a_provider_is_ready_when_its_secret_is_there() {
     let mut cluster = Cluster::new();
@@ -378,6 +383,28 @@ async fn a_provider_is_ready_when_its_secret_is_there() {
     assert_eq!((ready(&status).0, ready(&status).1), ("True", "Routed"));
     assert_eq!(status["split"], "cloud=100");
     assert!(!status.to_string().contains("secret") && !status.to_string().contains("c2VjcmV0"));
+}
+
+#[tokio::test]
+async fn a_providers_certificate_authorities_may_be_in_a_config_map() {
+    let mut cluster = Cluster::new();
+    let spec = "{backends: [{name: cloud, provider: {url: 'https://api.example.com/v1', model: gpt-x, caConfigMapRef: {name: \
+                bundle, key: ca.crt}}}]}";
+    add(&cluster, &route("chat", spec, 1));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!(ready(&status).1, "Waiting");
+    assert!(
+        ready(&status)
+            .2
+            .contains("spec.backends[cloud].provider.caConfigMapRef: there is no ConfigMap bundle"),
+        "{status}"
+    );
+    bundle(&cluster, &json!({"other": "pem"}));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert!(ready(&status).2.contains("ConfigMap bundle has no key ca.crt"), "{status}");
+    bundle(&cluster, &json!({"ca.crt": "pem"}));
+    let status = step(&mut cluster, "models", "chat").await;
+    assert_eq!((ready(&status).0, ready(&status).1), ("True", "Routed"));
 }
 
 #[tokio::test]
@@ -406,6 +433,7 @@ async fn what_a_route_says_of_failures_is_checked() {
         "{url: 'http://h/v1', model: m}",
         "{url: 'https://h/v1', model: m, apiKeyFile: /etc/passwd}",
         "{url: 'https://h/v1', model: m, apiKeyEnv: KUBECONFIG}",
+        "{url: 'https://h/v1', model: m, caSecretRef: {name: a, key: b}, caConfigMapRef: {name: a, key: b}}",
     ] {
         add(&cluster, &route("chat", &format!("{{backends: [{{name: a, provider: {provider}}}]}}"), 1));
         let status = step(&mut cluster, "models", "chat").await;

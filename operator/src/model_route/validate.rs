@@ -99,7 +99,7 @@ pub fn validate(object: &ModelRoute, found: &Dereferenced) -> Result<Routed, Err
             ));
         }
     }
-    providers::check(object, &found.secret_keys)?;
+    providers::check(object, &found.keys)?;
     resilience::check_embedder(object, found)?;
     // A canary that is not ready is the rollout's matter: its part goes to the others meanwhile.
     let tried = |backend: &Backend| {

@@ -19,9 +19,9 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// Starts it, and waits until it listens. The gateways are allowed to read the Secrets `secrets` of the namespace, as the chart's
-    /// `gateway.providers.secrets` does it for namespaces that are known when it is installed.
-    pub async fn start(namespace: &str, secrets: &[&str]) -> Result<Self> {
+    /// Starts it, and waits until it listens. The gateways are allowed to read the Secrets `secrets` and the ConfigMaps `config_maps` of the
+    /// namespace, as the chart's `gateway.providers` does it for namespaces that are known when it is installed.
+    pub async fn start(namespace: &str, secrets: &[&str], config_maps: &[&str]) -> Result<Self> {
         let ca = authority()?;
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(vec![host(namespace)])?.signed_by(&key, &ca)?;
@@ -57,7 +57,10 @@ impl Cloud {
         apply(namespace, &service).await?;
         let role = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "gateway-providers"},
-            "rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": secrets, "verbs": ["get"]}],
+            "rules": [
+                {"apiGroups": [""], "resources": ["secrets"], "resourceNames": secrets, "verbs": ["get"]},
+                {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": config_maps, "verbs": ["get"]},
+            ],
         });
         apply(namespace, &role).await?;
         let binding = json!({
@@ -87,6 +90,22 @@ impl Cloud {
     /// Makes a Secret with its certificate authority.
     pub async fn make_ca(&self, name: &str) -> Result<()> {
         secret(&self.namespace, name, &json!({"ca.crt": self.ca})).await
+    }
+
+    /// A backend of a route, with the key, and with the certificate authority where this ConfigMap has it.
+    pub fn backend_of_bundle(&self, key: &str, bundle: &str) -> Value {
+        let mut backend = self.backend(key, "");
+        if let Some(provider) = backend["provider"].as_object_mut() {
+            provider.remove("caSecretRef");
+            provider.insert("caConfigMapRef".to_owned(), json!({"name": bundle, "key": "ca.crt"}));
+        }
+        backend
+    }
+
+    /// Makes a ConfigMap with its certificate authority.
+    pub async fn make_bundle(&self, name: &str) -> Result<()> {
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"ca.crt": self.ca}});
+        apply(&self.namespace, &object).await
     }
 }
 
