@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 CARGO := . scripts/env.sh && cargo
 E2E := . scripts/env.sh && target/release/fairlead-e2e
 
-.PHONY: help quickstart test test-unit test-e2e build verify fuzz bench-engine bench-gateway bench-rollout generate cluster-up cluster-down images install
+.PHONY: help quickstart test test-unit test-e2e build verify fuzz bench-engine bench-gateway bench-rollout bench-cluster generate cluster-up cluster-down images install
 
 help: ## Show this list
 	grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -75,6 +75,10 @@ install: e2e-tool ## Install or upgrade the charts
 
 bench-rollout: setup ## Simulate rollouts: wrong rollbacks, and the requests it takes to find a worse version
 	$(CARGO) run --release --package fairlead-rollout --example simulate docs/benchmarks/rollout.json
+
+bench-cluster: can-run build ## Measure changes, splits and rollbacks on the local cluster, or on KUBECONFIG's
+	export FAIRLEAD_WRITE_BENCHMARKS=1
+	$(E2E) test changes:: rollout:: evaluation_gate::
 
 bench-engine: setup ## Measure our engine beside transformers and llama.cpp on this CPU; QUICK=1 for a first look
 	$(CARGO) build --release --package fairlead-inference --bins

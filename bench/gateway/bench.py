@@ -15,6 +15,8 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -271,6 +273,42 @@ def flat_memory(clients, ours):
     add_row(metric, "MB", "lower", late, "itself before", early, 0.95)
 
 
+def mirroring(clients, ours, direct, start_mirrored):
+    """What live requests feel of a shadow that is asked all of them as well."""
+    mirrored = start_mirrored()
+    try:
+        [body] = clients.bodies("mirrored", 1, lambda _: chat(long_text(0, 700)))
+        what = f"latency at {FAST_RATE} requests/s, chats of 1 kB, each of them mirrored"
+        results = measure(what, [direct, ours, mirrored], lambda target: clients.rate(target, body, FAST_RATE, SECONDS))
+        for quantile in ("p50", "p99"):
+            base = statistics.median(result[quantile] for result in results["direct"])
+            added = values(results, lambda result: 1000 * (result[quantile] - base))
+            metric = f"{quantile} of the added {what}"
+            add_row(metric, "ms", "lower", added[mirrored.name], "without a shadow", added[ours.name], least=0.01)
+        at_a_rate = shadow_counts(mirrored)
+        note(f"{what}: {at_a_rate}")
+        what = "requests/s at saturation, chats of 1 kB, 64 connections, mirrored as far as 64 at a time go"
+        results = measure(what, [ours, mirrored], lambda target: with_cpu(target, lambda: clients.wrk(target, [body], 64, SECONDS)))
+        speed = values(results, lambda result: result["perSecond"])
+        add_row(what, "requests/s", "higher", speed[mirrored.name], "without a shadow", speed[ours.name])
+        note(f"{what}: {shadow_counts(mirrored) - at_a_rate}")
+    finally:
+        mirrored.stop()
+
+
+def shadow_counts(gateway):
+    """How many requests have been mirrored so far, by what came of it; `Dropped` when too many were running."""
+    gateway.wake()
+    with urllib.request.urlopen(gateway.metrics, timeout=10) as answer:
+        text = answer.read().decode()
+    gateway.sleep()
+    counts = Counter()
+    for line in text.splitlines():
+        if line.startswith("fairlead_gateway_shadow_requests_total{"):
+            counts[line.split('result="')[1].split('"')[0]] += int(float(line.rsplit(" ", 1)[1]))
+    return counts
+
+
 def open_files(streams):
     """Allows as many files as the streams need, two for each in a gateway, and says how many streams there can be."""
     spare = 400
@@ -315,6 +353,12 @@ def start(binary, nginx, folder, upstreams):
     return started
 
 
+def with_shadow(binary, upstreams, folder):
+    gateway = gateways.fairlead(binary, upstreams, GATEWAY_CORES, folder, name="fairlead with a shadow", mirrored=64)
+    gateway.sleep()
+    return gateway
+
+
 def main():
     # A run that is stopped stops what it has started: `finally` runs on SystemExit only.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))
@@ -345,6 +389,7 @@ def main():
             (paced_streams, (clients, targets, direct)),
             (idle_streams, (clients, targets)),
             (flat_memory, (clients, targets[0])),
+            (mirroring, (clients, targets[0], direct, lambda: with_shadow(binary, upstreams, folder))),
         ):
             if os.environ.get("ONLY") and measurement.__name__ not in os.environ["ONLY"].split():
                 continue

@@ -155,20 +155,24 @@ class Direct:
     wake = sleep
 
 
-def fairlead(binary, upstreams, cores, folder):
+def fairlead(binary, upstreams, cores, folder, name="fairlead", mirrored=0):
+    """`mirrored`: how many requests may be mirrored at a time, every one of them if it is large enough."""
     port, admin = free_ports(2)
-    manifests = folder / "manifests"
+    manifests = folder / name
     manifests.mkdir()
     endpoints = ", ".join(f'"http://127.0.0.1:{upstream}"' for upstream in upstreams)
     (manifests / "route.yaml").write_text(
         "apiVersion: fairlead.dev/v1alpha1\nkind: ModelRoute\n"
-        f"metadata: {{name: {MODEL}}}\nspec:\n  backends:\n    - {{name: v1, endpoints: [{endpoints}]}}\n"
+        f"metadata: {{name: {MODEL}}}\nspec:\n  backends:\n    - {{name: v1, endpoints: [{endpoints}], weight: 1}}\n"
+        + f"    - {{name: v2, endpoints: [{endpoints}]}}\n  shadow: {{backend: v2, percent: 100, maxInFlight: {mirrored}}}\n" * bool(mirrored)
     )
     command = [binary, "serve", "--manifests", manifests, "--listen", f"127.0.0.1:{port}", "--admin-listen", f"127.0.0.1:{admin}"]
     # Ten thousand streams at once, held for longer than usual; everything else as it comes.
     command += ["--max-in-flight", "16384", "--idle-timeout", "10m"]
     version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
-    return Gateway("fairlead", port, command, cores, folder / "fairlead.log", version=version)
+    gateway = Gateway(name, port, command, cores, folder / f"{name}.log", version=version)
+    gateway.metrics = f"http://127.0.0.1:{admin}/metrics"
+    return gateway
 
 
 def nginx(binary, upstreams, cores, folder):

@@ -55,8 +55,8 @@ enum Command {
     Test {
         #[command(flatten)]
         programs: Programs,
-        /// Only tests whose name contains this.
-        filter: Option<String>,
+        /// Only tests whose name contains one of these.
+        filter: Vec<String>,
     },
     /// The forwarder that `up` starts.
     #[command(hide = true)]
@@ -111,7 +111,7 @@ fn run(command: Command) -> Result<()> {
         Command::Quickstart(programs) => runtime.block_on(quickstart::run(&paths, programs.folder(&paths))),
         Command::Test { programs, filter } => {
             let programs = programs.folder(&paths);
-            if foreign_kubeconfig().is_none() && filter.is_none() {
+            if foreign_kubeconfig().is_none() && filter.is_empty() {
                 preflight::platform()?;
                 tools::ensure(&paths)?;
                 tests::lifecycle(&paths)?;
@@ -120,7 +120,7 @@ fn run(command: Command) -> Result<()> {
                 let tools = quickstart::prepare(&paths, &programs).await?;
                 tests::prepare(&paths, &tools, &programs).await
             })?;
-            tests::run(&paths, filter.as_deref())
+            tests::run(&paths, &filter)
         }
         Command::Forward(_) => Ok(()),
     }

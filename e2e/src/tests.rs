@@ -28,6 +28,10 @@ const HUB_NAMESPACE: &str = "fairlead-e2e";
 const HUB_URL: &str = "http://hub.fairlead-e2e.svc.cluster.local";
 /// Providers that routes of tests may name: those in the namespaces that tests make.
 const PROVIDERS: &str = "*.svc.cluster.local";
+/// Headers that say who a request comes from, as an authenticating proxy in front would set them.
+pub const TIER_HEADER: &str = "x-tier";
+/// The same of the tenant.
+pub const TENANT_HEADER: &str = "x-tenant";
 const HUB_READY: Duration = Duration::from_secs(60);
 
 /// Starts the test hub on the cluster and points the operator at it.
@@ -40,8 +44,12 @@ pub async fn prepare(paths: &Paths, tools: &Tools, programs: &Path) -> Result<()
     let manifest = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let manifest = Target::find()?.localized(&manifest);
     shell::output_with_input(&mut status::kubectl(paths, &["apply", "-f", "-"]), &manifest)?;
-    let values =
-        [format!("operator.hfEndpoint={HUB_URL}"), format!("gateway.providers.hosts={{{PROVIDERS}}}")];
+    let values = [
+        format!("operator.hfEndpoint={HUB_URL}"),
+        format!("gateway.providers.hosts={{{PROVIDERS}}}"),
+        format!("gateway.trustedHeaders.tier={TIER_HEADER}"),
+        format!("gateway.trustedHeaders.tenant={TENANT_HEADER}"),
+    ];
     install::install(paths, tools, &values).await?;
     let hubs: Api<Deployment> = Api::namespaced(cluster::client(&paths.kubeconfig()).await?, HUB_NAMESPACE);
     cluster::await_condition(&hubs, "hub", cluster::deployment_available, HUB_READY).await
@@ -53,9 +61,10 @@ pub fn lifecycle(paths: &Paths) -> Result<()> {
 }
 
 /// Runs the tests that use the cluster; collects logs and objects when one fails.
-pub fn run(paths: &Paths, filter: Option<&str>) -> Result<()> {
+pub fn run(paths: &Paths, filter: &[String]) -> Result<()> {
     // Two at a time: each brings its own namespace, and a small machine runs no more pods at once.
-    let arguments: Vec<&str> = ["--test-threads=2"].into_iter().chain(filter).collect();
+    let arguments: Vec<&str> =
+        ["--test-threads=2"].into_iter().chain(filter.iter().map(String::as_str)).collect();
     if let Err(error) = cargo_test(paths, "cluster", &arguments) {
         status::collect(paths, None)?;
         return Err(error);

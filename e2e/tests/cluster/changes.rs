@@ -1,17 +1,25 @@
-//! Changed weights are in force in every gateway, soon, and without a restart.
+//! Changed weights and rules are in force in every gateway, soon, and without a restart.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use fairlead_crds::model_route::ModelRoute;
+use fairlead_e2e::cluster;
+use fairlead_test_worker::tally::Quantiles;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
+use crate::support::figures::{Figure, record};
 use crate::support::kubectl::list;
-use crate::support::{Gateway, SERVED, apply, await_ready, chat, in_namespace, kubectl, model_route, worker};
+use crate::support::{Gateway, SERVED, apply, await_ready, chat, in_namespace, model_route, worker};
 
-/// How often the weights change.
+/// How often the weights change, and how often a rule does.
 const CHANGES: usize = 100;
-/// When a change is given up. How long they take is printed, and kept in docs/benchmarks.
+/// When a change is given up. How long they take is measured and asserted nowhere: it depends on the machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Who sends this header is the rule's.
+const MARK: &str = "x-of-the-rule";
 
 #[tokio::test]
 async fn a_hundred_changes_are_in_force_in_every_gateway() -> Result<()> {
@@ -21,56 +29,96 @@ async fn a_hundred_changes_are_in_force_in_every_gateway() -> Result<()> {
             await_ready(&namespace, "modeldeployment", name, SERVED).await?;
         }
         let model = format!("changes-{namespace}");
-        apply(&namespace, &model_route("chat", &model, &[("v1", 100), ("v2", 0)])).await?;
+        let mut route = model_route("chat", &model, &[("v1", 100), ("v2", 0)]);
+        route["spec"]["rules"] = rules("v1");
+        apply(&namespace, &route).await?;
         let gateways = Gateway::open_each().await?;
         ensure!(gateways.len() > 1, "one gateway shows little");
         for gateway in &gateways {
             gateway.await_answer(&model, SERVED).await?;
         }
         let restarts = restarts().await?;
-        let mut took: Vec<Duration> = Vec::new();
+        let routes: Api<ModelRoute> = Api::namespaced(cluster::default_client().await?, &namespace);
+        let mut took: [Vec<Duration>; 2] = [Vec::new(), Vec::new()];
         for change in 0..CHANGES {
             let to = if change.is_multiple_of(2) { "v2" } else { "v1" };
-            let weights = json!([
-                {"name": "v1", "modelDeployment": "v1", "weight": if to == "v1" { 100 } else { 0 }},
-                {"name": "v2", "modelDeployment": "v2", "weight": if to == "v2" { 100 } else { 0 }},
-            ]);
-            let patch = json!({"spec": {"backends": weights}}).to_string();
-            kubectl(&["-n", &namespace, "patch", "modelroute", "chat", "--type=merge", "-p", &patch]).await?;
-            let changed = Instant::now();
-            let each = gateways.iter().map(|gateway| in_force(gateway, &model, to, changed));
-            for outcome in futures::future::join_all(each).await {
-                took.push(outcome?);
+            for (kind, took) in [Kind::Weights, Kind::Rule].into_iter().zip(&mut took) {
+                let patch = kind.patch(to);
+                // The clock starts before the API server has heard of it.
+                let changed = Instant::now();
+                routes.patch("chat", &PatchParams::default(), &Patch::Merge(&patch)).await?;
+                let each = gateways.iter().map(|gateway| kind.in_force(gateway, &model, to, changed));
+                let mut longest = Duration::ZERO;
+                for outcome in futures::future::join_all(each).await {
+                    longest = longest.max(outcome?);
+                }
+                took.push(longest);
             }
         }
-        took.sort_unstable();
-        let at = |hundredths: usize| took[(took.len() - 1) * hundredths / 100].as_millis();
-        println!(
-            "{CHANGES} changes at {} gateways, from kubectl's return to the first answer by the new weights: p50 {} ms, p99 {} ms, \
-             longest {} ms",
-            gateways.len(),
-            at(50),
-            at(99),
-            at(100)
-        );
         ensure!(self::restarts().await? == restarts, "a gateway was restarted");
-        Ok(())
+        let [weights, rule] = &mut took;
+        record(&[figure("weights", weights), figure("a rule", rule)]).await
     })
     .await
 }
 
-/// How long after the change the gateway goes by it, and whether it goes on to.
-async fn in_force(gateway: &Gateway, model: &str, backend: &str, changed: Instant) -> Result<Duration> {
-    loop {
-        let (status, headers, body) = gateway.post("/v1/chat/completions", &chat(model, 1)).await?;
-        ensure!(status.is_success(), "{status}: {body}");
-        let by = headers.get("x-fairlead-backend").and_then(|value| value.to_str().ok());
-        let waited = changed.elapsed();
-        if by == Some(backend) {
-            return Ok(waited);
+/// What changes.
+#[derive(Clone, Copy)]
+enum Kind {
+    Weights,
+    Rule,
+}
+
+impl Kind {
+    /// The change after which all requests of its kind go to `backend`.
+    fn patch(self, backend: &str) -> Value {
+        match self {
+            Self::Rule => json!({"spec": {"rules": rules(backend)}}),
+            Self::Weights => {
+                let of = |name: &str| json!({"name": name, "modelDeployment": name, "weight": if name == backend { 100 } else { 0 }});
+                json!({"spec": {"backends": [of("v1"), of("v2")]}})
+            }
         }
-        ensure!(waited < PATIENCE, "the change to {backend} is not in force after {waited:?}");
     }
+
+    /// How long after the change the gateway first goes by it.
+    async fn in_force(
+        self,
+        gateway: &Gateway,
+        model: &str,
+        backend: &str,
+        changed: Instant,
+    ) -> Result<Duration> {
+        let mark: &[(&str, &str)] = match self {
+            Self::Weights => &[],
+            Self::Rule => &[(MARK, "yes")],
+        };
+        loop {
+            let asked = gateway.post_with("/v1/chat/completions", mark, chat(model, 1).to_string());
+            let (status, headers, body) = asked.await?;
+            ensure!(status.is_success(), "{status}: {body}");
+            let waited = changed.elapsed();
+            ensure!(headers.contains_key("x-fairlead-rule") != mark.is_empty(), "another rule: {headers:?}");
+            if headers.get("x-fairlead-backend").and_then(|value| value.to_str().ok()) == Some(backend) {
+                return Ok(waited);
+            }
+            ensure!(waited < PATIENCE, "the change to {backend} is not in force after {waited:?}");
+        }
+    }
+}
+
+fn rules(backend: &str) -> Value {
+    json!([{"name": "marked", "match": {"headers": [{"name": MARK, "present": true}]}, "split": [{"backend": backend}]}])
+}
+
+fn figure(what: &str, took: &mut [Duration]) -> Figure {
+    let Quantiles { p50, p99, max, .. } = Quantiles::of(took);
+    let metric = format!(
+        "a change of {what}, from before it is sent to the API server until every gateway answers by it, p99"
+    );
+    Figure::new(metric, "ms", p99)
+        .within("limit", 1000.0)
+        .with("oursSpread", json!({"median": p50, "most": max, "changes": took.len()}))
 }
 
 /// The gateways' pods and how often each was restarted.

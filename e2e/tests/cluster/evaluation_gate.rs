@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::support::figures::{Figure, record};
 use crate::support::kubectl::list;
 use crate::support::trickle::{Asked, Trickle};
 use crate::support::{
@@ -48,10 +49,12 @@ async fn a_canary_that_answers_worse_is_taken_back_and_one_that_answers_better_t
         let took = history(&live)?.last().context("a history")?.0.as_second()
             - found_at(&namespace, &live).await?.as_second();
         let to_canary = requests.iter().filter(|it| it.backend == BAD).count();
-        println!(
-            "taken back {took} s after both had been asked, looks are {INTERVAL} s apart; it had {to_canary} of {} requests",
-            requests.len()
-        );
+        let metric = "a canary that fails its Evaluation: from when both had been asked until it is taken back";
+        let figure = Figure::new(metric, "analysis intervals", took as f64 / INTERVAL as f64)
+            .within("limit", 2.0)
+            .with("requests", json!(requests.len()))
+            .with("ofTheCanary", json!(to_canary));
+        record(&[figure]).await?;
         ensure!(took <= 2 * INTERVAL, "taken back after {took} s: {rollout}");
 
         // Stable is untouched: it has answered everything, has the pods that it had, and gets all requests.

@@ -3,6 +3,7 @@
 //! Nothing is mocked between kubectl and the container. Each test works in a namespace of its own, awaits conditions
 //! with a deadline, and on failure prints what the namespace held. They use kubectl, as a person would.
 
+mod ab;
 mod bad_models;
 mod canary;
 mod changes;
@@ -18,8 +19,10 @@ mod plugin;
 mod pod_loss;
 mod provider;
 mod retrieval;
+mod revisions;
 mod rollout;
 mod routes;
+mod rules;
 mod sdk;
 mod settled;
 mod shadow;

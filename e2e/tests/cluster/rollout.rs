@@ -4,22 +4,29 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fairlead_test_worker::binomial::range;
 use fairlead_test_worker::tally::Report;
 use serde_json::{Value, json};
 
+use crate::support::figures::{Figure, record};
 use crate::support::{
     Load, SERVED, apply, await_phase, await_ready, history, in_namespace, kubectl, model_route, worker,
 };
 
 /// Requests a second.
 const RATE: u32 = 200;
-/// What is printed of a split: where chance alone puts it 99 times of 100.
-const PRINTED: f64 = 0.99;
+/// What is recorded of a split: where chance alone puts it 99 times of 100.
+const RECORDED: f64 = 0.99;
 /// What is asserted of it. Four splits a run inside their 99 % intervals would fail one run of 25 for nothing; this one fails once in
 /// ten million splits.
 const ASSERTED: f64 = 1.0 - 1e-7;
+/// Seconds between two looks at a bad canary's gates.
+const INTERVAL: u32 = 5;
+/// Requests of the canary that a gate is judged on at least.
+const SAMPLE: u64 = 50;
+/// Looks after that sample within which a bad canary is taken back.
+const LOOKS: f64 = 2.0;
 
 #[tokio::test]
 async fn a_good_canary_takes_over_under_load_and_no_request_fails() -> Result<()> {
@@ -47,24 +54,31 @@ async fn a_good_canary_takes_over_under_load_and_no_request_fails() -> Result<()
         let rollout = &live["status"]["rollout"];
         let weights: Vec<u64> = history(&live)?.iter().map(|(_, weight)| *weight).collect();
         ensure!(weights == [5, 25, 50, 100], "{rollout}");
-        splits_are_as_decided(&live, &report)
+        let failed = Figure::new(format!("requests that failed of {} while a canary took over", report.sent), "requests", 0.0);
+        record(&[splits_are_as_decided(&live, &report)?, vec![failed]].concat()).await
     })
     .await
 }
 
 #[tokio::test]
 async fn a_canary_that_fails_is_taken_back_and_stable_is_untouched() -> Result<()> {
-    taken_back("ErrorRate", &[("ERROR_RATE", "0.3")]).await
+    taken_back("ErrorRate", "a canary of which 30 % are 5xx", &[("ERROR_RATE", "0.3")]).await
 }
 
 #[tokio::test]
 async fn a_canary_that_is_slow_to_begin_is_taken_back() -> Result<()> {
-    taken_back("TimeToFirstToken", &[("FIRST_TOKEN", "100ms")]).await
+    taken_back(
+        "TimeToFirstToken",
+        "a canary that is twice as slow to the first token",
+        &[("FIRST_TOKEN", "80ms")],
+    )
+    .await
 }
 
 #[tokio::test]
 async fn a_canary_that_writes_slowly_is_taken_back() -> Result<()> {
-    taken_back("InterTokenLatency", &[("PER_TOKEN", "20ms")]).await
+    taken_back("InterTokenLatency", "a canary that writes at a fifth of the speed", &[("PER_TOKEN", "20ms")])
+        .await
 }
 
 #[tokio::test]
@@ -91,7 +105,7 @@ async fn users_stay_with_a_growing_canary() -> Result<()> {
         // Each of the 200 goes over once, and none comes back.
         let moved = report.switches.get("v1>v2").copied().unwrap_or(0);
         ensure!(
-            report.switches.get("v2>v1").is_none() && (150..=200).contains(&moved),
+            !report.switches.contains_key("v2>v1") && (150..=200).contains(&moved),
             "{:?}",
             report.switches
         );
@@ -116,7 +130,7 @@ async fn workers(namespace: &str, canary: &[(&str, &str)]) -> Result<()> {
 }
 
 /// A canary that behaves so is taken back for this metric, soon, and stable answers all along.
-async fn taken_back(metric: &str, behaviour: &[(&str, &str)]) -> Result<()> {
+async fn taken_back(metric: &str, what: &str, behaviour: &[(&str, &str)]) -> Result<()> {
     in_namespace(async |namespace| {
         workers(&namespace, behaviour).await?;
         let model = format!("bad-{namespace}");
@@ -127,7 +141,7 @@ async fn taken_back(metric: &str, behaviour: &[(&str, &str)]) -> Result<()> {
         let load = Load::start(&namespace, "load", &model, RATE, seconds, &[]).await?;
         route["spec"]["canary"] = json!({
             "backend": "v2", "steps": [{"weight": 20, "hold": "10m"}],
-            "analysis": {"interval": "5s", "minRequests": 50, "gates": [
+            "analysis": {"interval": format!("{INTERVAL}s"), "minRequests": SAMPLE, "gates": [
                 {"metric": "ErrorRate", "maxRegression": "5%"},
                 {"metric": "TimeToFirstToken", "quantile": "0.9", "maxRegression": "50%"},
                 {"metric": "InterTokenLatency", "quantile": "0.9", "maxRegression": "100%"},
@@ -150,16 +164,33 @@ async fn taken_back(metric: &str, behaviour: &[(&str, &str)]) -> Result<()> {
         ensure!(stable.failed == 0, "stable failed: {report:?}");
         let events = kubectl(&["-n", &namespace, "get", "events.events.k8s.io", "-o", "json"]).await?;
         ensure!(events.contains("CanaryRolledBack"), "{events}");
-        // How soon: between the step's beginning and its end.
+        // How soon: from the second in which the canary had had enough requests to be judged at all (streams alone have a first token,
+        // and they are half of them, so that a gate on them could be judged a second later still).
         let moves = history(&live)?;
-        if let [(begun, _), .., (ended, _)] = moves.as_slice() {
-            println!(
-                "{metric}: taken back after {} s, looks are 5 s apart",
-                ended.duration_since(*begun).as_secs()
-            );
-        }
+        let [(begun, _), .., (ended, _)] = moves.as_slice() else { bail!("a history of {moves:?}") };
+        let mut had = 0;
+        let sampled = report.seconds.iter().filter(|second| second.at >= begun.as_second()).find(|second| {
+            had += second.backends.get("v2").copied().unwrap_or(0);
+            had >= SAMPLE
+        });
+        let sampled = sampled.context("the canary never had enough requests")?.at + 1;
+        let took = ended.as_second() - sampled;
+        let looks = took as f64 / f64::from(INTERVAL);
+        let all = ended.duration_since(*begun).as_secs();
+        let figure = Figure::new(
+            format!("{what}: from its minimum sample until it is taken back"),
+            "analysis intervals",
+            looks,
+        )
+        .within("limit", LOOKS)
+        .with("secondsFromTheStepsBeginning", json!(all));
+        record(&[figure]).await?;
+        ensure!(
+            looks <= LOOKS,
+            "taken back {took} s after {SAMPLE} requests, looks are {INTERVAL} s apart: {rollout}"
+        );
         // What is over stays so while the load goes on, and nothing more goes to the canary.
-        let after = moves.last().context("a history")?.0.as_second() + 3;
+        let after = ended.as_second() + 3;
         let late = report.seconds.iter().filter(|second| second.at > after);
         let gone: u64 = late.filter_map(|second| second.backends.get("v2")).sum();
         ensure!(gone == 0, "{gone} requests went to the canary after it was taken back");
@@ -168,9 +199,10 @@ async fn taken_back(metric: &str, behaviour: &[(&str, &str)]) -> Result<()> {
     .await
 }
 
-/// Whether, while a weight was in force, the canary had that part of the requests, but for chance.
-fn splits_are_as_decided(live: &Value, report: &Report) -> Result<()> {
+/// Whether, while a weight was in force, the canary had that part of the requests, but for chance: how far it was off.
+fn splits_are_as_decided(live: &Value, report: &Report) -> Result<Vec<Figure>> {
     let moves = history(live)?;
+    let mut figures = Vec::new();
     for (index, (began, weight)) in moves.iter().enumerate() {
         let end = moves.get(index + 1).map_or(i64::MAX, |(next, _)| next.as_second());
         // A second is left out at each end: the decision falls into it.
@@ -184,12 +216,20 @@ fn splits_are_as_decided(live: &Value, report: &Report) -> Result<()> {
         let all: u64 = count.values().sum();
         ensure!(all > 500, "too few requests at {weight} %: {count:?}");
         let share = *weight as f64 / 100.0;
-        let (usual, possible) = (range(all, share, PRINTED), range(all, share, ASSERTED));
-        println!(
-            "{weight} %: {canary} of {all}, {} the 99 % interval of {usual:?}",
-            if usual.contains(&canary) { "inside" } else { "outside" }
-        );
+        let (usual, possible) = (range(all, share, RECORDED), range(all, share, ASSERTED));
+        let percent = |requests: f64| 100.0 * requests / all as f64;
+        let off = percent(canary as f64 - share * all as f64).abs();
+        let metric = format!("how far the canary's part of {RATE} requests/s is off its {weight} %");
+        let mut figure = Figure::new(metric, "percentage points", off)
+            .with("requests", json!(all))
+            .with("ofTheCanary", json!(canary))
+            .with("interval99", json!([usual.start(), usual.end()]));
+        if *weight < 100 {
+            let half = percent((usual.end() - usual.start()) as f64) / 2.0;
+            figure = figure.within("half of the 99 % binomial interval", half);
+        }
+        figures.push(figure);
         ensure!(possible.contains(&canary), "{weight} %: {canary} of {all}, not in {possible:?}");
     }
-    Ok(())
+    Ok(figures)
 }

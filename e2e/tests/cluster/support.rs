@@ -1,12 +1,14 @@
 //! What every end-to-end test uses: kubectl, namespaces, port-forwards, waiting, manifests.
 
 pub mod cloud;
+pub mod figures;
 pub mod gateway;
 pub mod gateways;
 pub mod kubectl;
 pub mod manifests;
 pub mod namespace;
 pub mod pair;
+pub mod plugin;
 pub mod rollouts;
 pub mod trickle;
 pub mod wait;

@@ -90,6 +90,81 @@ async fn what_has_ended_stays_so_through_replace_edits_and_a_backup() -> Result<
     .await
 }
 
+#[tokio::test]
+async fn a_rollout_under_way_keeps_its_step_through_replace_and_edits_of_the_same_plan() -> Result<()> {
+    in_namespace(async |namespace| {
+        backends(&namespace).await?;
+        let steps =
+            json!([{"weight": 10, "hold": "1s"}, {"weight": 30, "hold": "1h"}, {"weight": 60, "hold": "1h"}]);
+        let plan = route(&namespace, json!({"backend": "v2", "steps": steps}));
+        apply(&namespace, &plan).await?;
+        let at_second = eventually(DECIDED, async || {
+            let live = get(&namespace, "modelroute", "chat").await?;
+            let rollout = &live["status"]["rollout"];
+            ensure!(
+                rollout["progress"] == "2/3" && rollout["served"] == true,
+                "not at the second step: {rollout}"
+            );
+            Ok(live)
+        })
+        .await?;
+        let stands = &at_second["status"]["rollout"];
+        ensure!(at_second["status"]["split"] == "v1=70 v2=30", "{}", at_second["status"]);
+        let same = |live: &Value| {
+            let now = &live["status"]["rollout"];
+            ["progress", "weight", "epoch", "stepBegan"].iter().all(|field| now[field] == stands[field])
+        };
+
+        // As `kubectl replace` with a file from Git, which has no status; with another label, so that the operator looks.
+        let mut replacement = plan.clone();
+        replacement["metadata"]["labels"] = json!({"release": "2"});
+        let ran = run(&["-n", &namespace, "replace", "-f", "-"], &replacement.to_string()).await?;
+        ensure!(ran.code == 0, "{}", ran.err);
+        // Paused in Git and let go on: the same plan, at the same step, and time was not lost.
+        for (paused, phase) in [(true, "Paused"), (false, "Progressing")] {
+            replacement["spec"]["canary"]["paused"] = json!(paused);
+            let ran = run(&["-n", &namespace, "replace", "-f", "-"], &replacement.to_string()).await?;
+            ensure!(ran.code == 0, "{}", ran.err);
+            let live = await_phase(&namespace, "chat", phase).await?;
+            ensure!(same(&live), "it was {stands}, and is {}", live["status"]["rollout"]);
+        }
+
+        // A -> B -> A with B seen: A had not ended, so it begins with its first step, and what happened is told.
+        let mut other = plan.clone();
+        other["spec"]["canary"]["steps"] = json!([{"weight": 20, "hold": "1h"}]);
+        apply(&namespace, &other).await?;
+        await_split(&namespace, "v1=80 v2=20").await?;
+        apply(&namespace, &plan).await?;
+        let again = await_split(&namespace, "v1=70 v2=30").await?;
+        let weights: Vec<u64> = history(&again)?.iter().map(|(_, weight)| *weight).collect();
+        let moves: Vec<u64> = weights.into_iter().fold(Vec::new(), |mut moves, weight| {
+            // A pause is an entry as well, of the same weight.
+            if moves.last() != Some(&weight) {
+                moves.push(weight);
+            }
+            moves
+        });
+        ensure!(moves == [10, 30, 20, 10, 30], "{}", again["status"]["rollout"]);
+        let epoch = |rollout: &Value| rollout["epoch"].as_u64();
+        ensure!(
+            epoch(&again["status"]["rollout"]) > epoch(stands),
+            "counts of the first time are not those of the second"
+        );
+        Ok(())
+    })
+    .await
+}
+
+/// Waits until the route's traffic is split so.
+async fn await_split(namespace: &str, split: &str) -> Result<Value> {
+    eventually(DECIDED, async || {
+        let live = get(namespace, "modelroute", "chat").await?;
+        ensure!(live["status"]["split"] == split, "{}", live["status"]);
+        Ok(live)
+    })
+    .await
+}
+
 /// Whether nothing moves after the operator has seen the newest spec.
 async fn stays_promoted(namespace: &str, moves: usize) -> Result<()> {
     eventually(DECIDED, async || {

@@ -24,6 +24,8 @@ pub struct Answer {
     pub model: String,
     /// Whether the ids of tokens are told (`return_token_ids`).
     pub token_ids: bool,
+    /// The revision that computes it, told as `system_fingerprint`.
+    pub revision: Option<String>,
 }
 
 /// The text of token `index`.
@@ -50,7 +52,7 @@ impl Answer {
         };
         json!({
             "id": self.id, "object": object, "created": self.created, "model": self.model,
-            "choices": [choice], "usage": usage(prompt_tokens, tokens),
+            "system_fingerprint": self.revision, "choices": [choice], "usage": usage(prompt_tokens, tokens),
         })
     }
 
@@ -80,7 +82,8 @@ impl Answer {
             Form::Text => "text_completion",
         };
         let mut chunk = json!({
-            "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
+            "id": self.id, "object": object, "created": self.created, "model": self.model,
+            "system_fingerprint": self.revision, "choices": choices,
         });
         if !usage.is_null() {
             chunk["usage"] = usage.clone();
@@ -103,13 +106,16 @@ mod tests {
     #[test]
     fn a_stream_says_what_a_whole_answer_says() {
         for form in [Form::Chat, Form::Text] {
-            let answer = Answer { form, id: "a".into(), created: 1, model: "m".into(), token_ids: true };
+            let revision = Some("r1".to_owned());
+            let answer =
+                Answer { form, id: "a".into(), created: 1, model: "m".into(), token_ids: true, revision };
             let whole = answer.whole(0, 3, 5, "length");
             let (mut text, mut ids) = (String::new(), Vec::new());
             for index in 0..3 {
                 let event = answer.event(index, (index == 2).then_some("length"));
                 let data = event.strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap();
                 let chunk: Value = serde_json::from_str(data).unwrap();
+                assert_eq!(chunk["system_fingerprint"], whole["system_fingerprint"]);
                 let choice = &chunk["choices"][0];
                 text += choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap();
                 ids.extend(choice["token_ids"].as_array().unwrap().clone());

@@ -132,6 +132,7 @@ impl Client {
             at,
             user,
             backend: None,
+            revision: None,
             first_token: Duration::ZERO,
             total: Duration::ZERO,
             failure: None,
@@ -169,8 +170,10 @@ impl Client {
             request = request.header(header, &name);
         }
         let answer = request.send().await.map_err(|error| words(&error))?;
-        let backend = answer.headers().get("x-fairlead-backend");
-        outcome.backend = backend.and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let header =
+            |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        outcome.backend = header("x-fairlead-backend");
+        outcome.revision = header("x-fairlead-revision");
         let status = answer.status();
         if !status.is_success() {
             return Err(format!("status {}", status.as_u16()));
@@ -190,12 +193,13 @@ impl Client {
                 outcome.first_token = begun.elapsed();
             }
         }
-        check(&String::from_utf8_lossy(&read), *check_tokens)
+        check(&String::from_utf8_lossy(&read), outcome.revision.as_deref(), *check_tokens)
     }
 }
 
-/// Whether a stream is whole: events, no error among them, `[DONE]` at the end; and the tokens in order.
-fn check(events: &str, tokens: bool) -> Result<(), String> {
+/// Whether a stream is whole: events, no error among them, `[DONE]` at the end; all of the revision that the answer's head names; and
+/// the tokens in order.
+fn check(events: &str, revision: Option<&str>, tokens: bool) -> Result<(), String> {
     let mut text = String::new();
     let mut done = false;
     for event in events.split("\n\n").filter_map(|event| event.strip_prefix("data: ")) {
@@ -206,6 +210,11 @@ fn check(events: &str, tokens: bool) -> Result<(), String> {
         let chunk: Value = serde_json::from_str(event).map_err(|_| "not JSON".to_owned())?;
         if !chunk["error"].is_null() {
             return Err("error event".to_owned());
+        }
+        if let (Some(head), Some(here)) = (revision, chunk["system_fingerprint"].as_str())
+            && head != here
+        {
+            return Err("two revisions".to_owned());
         }
         text += chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
     }
@@ -234,15 +243,24 @@ mod tests {
 
     #[test]
     fn a_stream_is_checked_to_its_end() {
-        let answer =
-            Answer { form: Form::Chat, id: "a".into(), created: 1, model: "m".into(), token_ids: false };
+        let revision = Some("r1".to_owned());
+        let answer = Answer {
+            form: Form::Chat,
+            id: "a".into(),
+            created: 1,
+            model: "m".into(),
+            token_ids: false,
+            revision,
+        };
         let events = [0, 1, 2].map(|index| answer.event(index, None));
         let [first, second, third] = &events;
+        let elsewhere = Answer { revision: Some("r2".to_owned()), ..answer.clone() }.event(2, None);
         let usage = answer.usage_event(1, 3);
         let done = "data: [DONE]\n\n";
-        let check = |parts: &[&str]| check(&parts.concat(), true);
+        let check = |parts: &[&str]| check(&parts.concat(), Some("r1"), true);
         assert_eq!(check(&[first, second, third, &usage, done]), Ok(()));
         assert_eq!(check(&[first, second, third]), Err("no end".to_owned()));
+        assert_eq!(check(&[first, second, &elsewhere, done]), Err("two revisions".to_owned()));
         assert_eq!(check(&[first, third, done]), Err("tokens lost or doubled".to_owned()));
         assert_eq!(check(&[first, second, second, done]), Err("tokens lost or doubled".to_owned()));
         assert_eq!(check(&[first, "data: {\"error\":{}}\n\n", done]), Err("error event".to_owned()));

@@ -40,7 +40,7 @@ pub struct ServeOptions {
     /// An inference pod's settings: their model names are taken over, the rest is not looked at.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Sent as x-fairlead-revision with every answer.
+    /// Sent as x-fairlead-revision with every answer, and as system_fingerprint in every part of it.
     #[arg(long, env = "FAIRLEAD_REVISION")]
     revision: Option<String>,
     /// Seed of the dice; the same requests in the same order have the same fates.
@@ -197,6 +197,7 @@ impl Worker {
                     created: Timestamp::now().as_second(),
                     model: public.map_or(asked.model, str::to_owned),
                     token_ids: asked.return_token_ids,
+                    revision: self.revision.as_ref().and_then(|it| it.to_str().ok()).map(str::to_owned),
                 };
                 let tokens = tokens.max(resumed);
                 // Four bytes are about a token.

@@ -14,6 +14,8 @@ pub struct Outcome {
     pub user: u32,
     /// The backend that the gateway says it went to.
     pub backend: Option<String>,
+    /// The revision that answered, where it is told.
+    pub revision: Option<String>,
     /// How long to the first token of a stream, or to the answer.
     pub first_token: Duration,
     /// How long to the end.
@@ -39,6 +41,8 @@ pub struct Report {
     pub late_ms: f64,
     /// By backend; `""` for answers that name none.
     pub backends: BTreeMap<String, OfBackend>,
+    /// Answers, by the revision that gave them; those that name none are left out.
+    pub revisions: BTreeMap<String, u64>,
     /// By second, in order.
     pub seconds: Vec<Second>,
     /// Of users' requests in the order in which they were sent: how often one went to another backend than the one before, by
@@ -106,6 +110,9 @@ impl Report {
                 }
                 None => {
                     report.answered += 1;
+                    if let Some(revision) = &outcome.revision {
+                        *report.revisions.entry(revision.clone()).or_default() += 1;
+                    }
                     let (first, total) = times.entry(name).or_default();
                     first.push(outcome.first_token);
                     total.push(outcome.total);
@@ -162,6 +169,7 @@ mod tests {
             at,
             user,
             backend: (!backend.is_empty()).then(|| backend.to_owned()),
+            revision: None,
             first_token: Duration::from_millis(10),
             total: Duration::from_millis(20),
             failure: failure.map(str::to_owned),

@@ -218,6 +218,32 @@ async fn a_request_that_another_variant_saved_counts_against_the_one_that_failed
 }
 
 #[tokio::test]
+async fn what_a_rule_sends_somewhere_is_seen_there_and_says_nothing_of_a_canary() {
+    let worker = Worker::start().await.answer_all("v2");
+    let mut object = canary(100, 1);
+    let when = |header: &str| json!({"headers": [{"name": header, "present": true}]});
+    object["spec"]["rules"] = json!([
+        {"name": "elsewhere", "match": when("x-elsewhere"), "split": [{"backend": "v2"}]},
+        {"name": "as-the-rest", "match": when("x-as-the-rest")},
+    ]);
+    let (_api, gateway) = gateway(object, &nobody().await, &worker.url()).await;
+    for (header, rule) in [("x-elsewhere", "elsewhere"), ("x-as-the-rest", "as-the-rest"), ("x-none", "")] {
+        for _ in 0..3 {
+            let request = gateway.post("/v1/chat/completions", Gateway::chat_body("chat", false).to_string());
+            let response =
+                within("an answer", request.header(header, "yes").send()).await.expect("an answer");
+            let said = |name: &str| response.headers().get(name).map_or("", |it| it.to_str().expect("text"));
+            assert_eq!((said("x-fairlead-backend"), said("x-fairlead-rule")), ("v2", rule));
+        }
+    }
+    // A rule without a split leaves its requests to the canary.
+    assert_eq!(requests(&gateway, "v2", 6).await.errors, 0);
+    let answered = "route=\"ns/chat\",backend=\"v2\",result=\"Answered\"";
+    assert_eq!(gateway.metric("fairlead_gateway_variant_requests_total", answered).await, 9.0);
+    assert_eq!(counted(&gateway, "v2").await.requests, 6);
+}
+
+#[tokio::test]
 async fn another_epoch_begins_with_nothing_and_what_is_over_is_gone() {
     let worker = Worker::start().await.answer_all("v2");
     let (api, gateway) = gateway(canary(100, 1), &nobody().await, &worker.url()).await;

@@ -72,12 +72,20 @@ impl Gateway {
         path: &str,
         body: String,
     ) -> Result<(StatusCode, reqwest::header::HeaderMap, Value)> {
-        let request = self
-            .http
-            .post(format!("{}{path}", self.url))
-            .header("content-type", "application/json")
-            .body(body);
-        let answer = request.send().await?;
+        self.post_with(path, &[], body).await
+    }
+
+    /// The same with these headers.
+    pub async fn post_with(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Result<(StatusCode, reqwest::header::HeaderMap, Value)> {
+        let request =
+            self.http.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let answer = request.body(body).send().await?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         let text = answer.text().await?;
         Ok((status, headers, serde_json::from_str(&text).unwrap_or(Value::Null)))

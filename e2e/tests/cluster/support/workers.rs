@@ -68,6 +68,16 @@ impl Load {
         Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
+    /// Waits until its pod runs.
+    pub async fn await_running(&self) -> Result<()> {
+        eventually(SERVED, async || {
+            let job = get(&self.namespace, "job", &self.name).await?;
+            ensure!(job["status"]["ready"] == 1, "the load does not run: {}", job["status"]);
+            Ok(())
+        })
+        .await
+    }
+
     /// Whether its pod is over.
     pub async fn is_over(&self) -> Result<bool> {
         let job = get(&self.namespace, "job", &self.name).await?;
