@@ -235,6 +235,38 @@ mod tests {
         assert_eq!(request("a"), request("a"));
     }
 
+    /// Gateways of several versions beside one another guess alike only where they hash alike.
+    #[test]
+    fn hashes_are_those_of_earlier_versions() {
+        let line = |from: usize, to: usize| {
+            (from..to).map(|number| format!("{number} é\n")).collect::<Vec<_>>().concat()
+        };
+        let value = json!({
+            "model": "m",
+            "messages": [
+                {"role": "system", "content": line(0, 10)},
+                {"role": "user", "content": line(0, 300)},
+                {"role": "assistant", "tool_calls": [
+                    {"id": "1", "function": {"name": "f", "arguments": {"b": [1.50, -0.0, 1e3, 18446744073709551615_u64], "a": null}}}
+                ]},
+                {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": line(5, 900)}]},
+            ],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"b": 1, "a": {"x": 2.0}}}}],
+        });
+        let chat = PromptKey::of_chat(&ChatCompletionRequest::from_value(&value).expect("a request").prompt);
+        let tokens = PromptKey::of_completion(&[Prompt::Tokens((0..3000).collect())]);
+        let said = [&chat, &text(&line(0, 2000)), &tokens].map(|key| {
+            let all = key.blocks().iter().fold(0, |all: u64, block| all.rotate_left(7) ^ block);
+            (key.blocks().len(), all, key.opening(), key.bytes())
+        });
+        let then = [
+            (32, 0xa1aa_2ee7_8d5f_12e1, 0x9cf8_5f6f_ff8d_c195, 8371),
+            (58, 0x368b_4be8_9d4a_1205, 0x9bc1_3819_4022_a57d, 14890),
+            (46, 0x79d5_1341_c2c7_144d, 0x40f1_2378_e6aa_6084, 12000),
+        ];
+        assert_eq!(said, then);
+    }
+
     #[test]
     fn tokens_have_blocks_too() {
         let tokens = |count: u32| PromptKey::of_completion(&[Prompt::Tokens((0..count).collect())]);
