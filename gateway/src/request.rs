@@ -3,6 +3,7 @@
 //! Pure. Only the span of the `model` value is replaced, so fields this gateway has never heard of, numbers of any
 //! precision and the order of keys reach the pod as the client wrote them.
 
+use std::mem::take;
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -48,41 +49,42 @@ impl InferenceRequest {
         // Encoders keep nothing of a text, and all but two of these are answered whole.
         let (mut prompt, mut salt, mut how) = (PromptKey::default(), None, How::default());
         let read = RequestBody::parse(&body)?;
-        let value = &read.value;
+        let json = read.json();
         let (model, facts) = match api {
             Api::Completions => {
-                let request = CompletionRequest::from_value(value)?;
+                let mut request = CompletionRequest::from_json(json)?;
                 prompt = PromptKey::of_completion(&request.prompts);
                 how = How::of(&request.options, request.prompts.len() == 1 && !request.echo);
-                salt = request.options.cache_salt.clone();
-                (request.model.clone(), PromptFacts::of_completion(request))
+                salt = request.options.cache_salt.take();
+                (take(&mut request.model), PromptFacts::of_completion(request))
             }
             Api::Tokenize => {
-                let request = TokenizeRequest::from_value(value)?;
-                (request.model.clone(), PromptFacts::of_tokenize(request))
+                let mut request = TokenizeRequest::from_json(json)?;
+                (take(&mut request.model), PromptFacts::of_tokenize(request))
             }
             Api::Detokenize => {
-                let request = DetokenizeRequest::from_value(value)?;
+                let request = DetokenizeRequest::from_json(json)?;
                 let facts = PromptFacts::of_detokenize(&request);
                 (request.model, facts)
             }
             Api::Embeddings => {
-                let request = EmbeddingRequest::from_value(value)?;
-                (request.model.clone(), PromptFacts::of_embedding(request))
+                let mut request = EmbeddingRequest::from_json(json)?;
+                (take(&mut request.model), PromptFacts::of_embedding(request))
             }
             Api::Rerank => {
-                let request = RerankRequest::from_value(value)?;
-                (request.model.clone(), PromptFacts::of_rerank(request))
+                let mut request = RerankRequest::from_json(json)?;
+                (take(&mut request.model), PromptFacts::of_rerank(request))
             }
             _ => {
-                let request = ChatCompletionRequest::from_value(value)?;
+                let mut request = ChatCompletionRequest::from_json(json)?;
                 prompt = PromptKey::of_chat(&request.prompt);
                 how = How::of(&request.options, true);
-                salt = request.options.cache_salt.clone();
-                (request.model.clone(), PromptFacts::of_chat(request))
+                salt = request.options.cache_salt.take();
+                (take(&mut request.model), PromptFacts::of_chat(request))
             }
         };
         let model_span = read.model_span()?;
+        drop(read);
         let How { stream, resumable, include_usage } = how;
         Ok(Self { api, model, stream, resumable, include_usage, facts, prompt, salt, body, model_span })
     }

@@ -3,8 +3,9 @@
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::fields::{Fields, parse_json, wrong};
+use crate::fields::{Fields, wrong};
 use crate::generation::{GenerationOptions, MAX_LOGPROBS, parse_model, to_u32};
+use crate::json::{Json, json_of, parse_json};
 use crate::output_form::{OutputForm, RequestedForm};
 use crate::tools::ToolFields;
 use crate::unsupported;
@@ -48,14 +49,22 @@ impl ChatCompletionRequest {
     /// # Errors
     /// 400 naming the field and the remedy.
     pub fn from_slice(body: &[u8]) -> Result<Self, ApiError> {
-        Self::from_value(&parse_json(body)?)
+        Self::from_json(&parse_json(body)?)
+    }
+
+    /// Reads a request that is a value already.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+        Self::from_json(&json_of(value))
     }
 
     /// Reads a request that is JSON already.
     ///
     /// # Errors
     /// 400 naming the field and the remedy.
-    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+    pub fn from_json(value: &Json<'_>) -> Result<Self, ApiError> {
         let fields = Fields::root(value)?;
         let model = parse_model(&fields)?;
         // The newer name wins where both are sent, as for OpenAI.
@@ -94,7 +103,7 @@ impl ChatPrompt {
         unsupported::refuse(fields, unsupported::OF_PROMPTS, options);
         let chat_template_kwargs = match fields.get("chat_template_kwargs") {
             None => Map::new(),
-            Some(Value::Object(object)) => object.clone(),
+            Some(Json::Object(object)) => Map::from(object),
             Some(other) => return Err(wrong("chat_template_kwargs", "an object", other)),
         };
         let continue_final_message = fields.boolean("continue_final_message")?.unwrap_or(false);

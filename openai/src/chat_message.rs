@@ -1,17 +1,16 @@
 //! The messages of a conversation: roles, texts, and the calls of tools with their results.
 
-use serde_json::Value;
-
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
 use crate::generation::GenerationOptions;
+use crate::json::Json;
 use crate::tools::{ToolCall, parse_calls};
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatMessage {
     /// `system`, `developer`, `user`, `assistant` or `tool`.
-    pub role: String,
+    pub role: &'static str,
     /// What it says; absent only where an assistant called tools.
     pub content: Option<MessageContent>,
     /// Name of the speaker, where given.
@@ -74,27 +73,15 @@ pub(crate) fn parse_messages(
     if items.is_empty() {
         return Err(ApiError::invalid("messages", "messages is empty; send at least one message"));
     }
-    items
-        .iter()
-        .enumerate()
-        .map(|(index, item)| parse_message(&Fields::item("messages", index, item)?, options))
-        .collect()
+    let mut messages = Vec::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate() {
+        messages.push(parse_message(&Fields::item("messages", index, item)?, options)?);
+    }
+    Ok(messages)
 }
 
 fn parse_message(fields: &Fields<'_>, options: &mut GenerationOptions) -> Result<ChatMessage, ApiError> {
-    let roles = "\"system\", \"developer\", \"user\", \"assistant\" or \"tool\"";
-    let role = match fields.get("role") {
-        Some(Value::String(role))
-            if ["system", "developer", "user", "assistant", "tool"].contains(&role.as_str()) =>
-        {
-            role.clone()
-        }
-        Some(other) => return Err(wrong(fields.name("role"), roles, other)),
-        None => {
-            let path = fields.name("role");
-            return Err(ApiError::invalid(path.clone(), format!("{path} is required: set it to {roles}")));
-        }
-    };
+    let role = parse_role(fields)?;
     for key in ["function_call", "audio"] {
         if fields.get(key).is_some() {
             let remedy = if key == "audio" { "send text" } else { "use tool_calls" };
@@ -109,8 +96,8 @@ fn parse_message(fields: &Fields<'_>, options: &mut GenerationOptions) -> Result
         return Err(ApiError::invalid(path, message));
     }
     let content = match fields.get("content") {
-        Some(Value::String(text)) => Some(MessageContent::Text(text.clone())),
-        Some(Value::Array(parts)) => Some(parse_parts(parts, &fields.name("content"), options)?),
+        Some(Json::Str(text)) => Some(MessageContent::Text(text.to_string())),
+        Some(Json::Array(parts)) => Some(parse_parts(parts, &fields.name("content"), options)?),
         None if !tool_calls.is_empty() => None,
         None => {
             let path = fields.name("content");
@@ -121,19 +108,29 @@ fn parse_message(fields: &Fields<'_>, options: &mut GenerationOptions) -> Result
             return Err(wrong(fields.name("content"), "a string or an array of text parts", other));
         }
     };
-    let text = |key: &str| -> Result<Option<String>, ApiError> { Ok(fields.string(key)?.map(str::to_owned)) };
     Ok(ChatMessage {
         content,
-        name: text("name")?,
+        name: fields.string("name")?.map(str::to_owned),
         tool_calls,
-        tool_call_id: text("tool_call_id")?,
-        reasoning_content: text("reasoning_content")?,
+        tool_call_id: fields.string("tool_call_id")?.map(str::to_owned),
+        reasoning_content: fields.string("reasoning_content")?.map(str::to_owned),
         role,
     })
 }
 
+fn parse_role(fields: &Fields<'_>) -> Result<&'static str, ApiError> {
+    let roles = "\"system\", \"developer\", \"user\", \"assistant\" or \"tool\"";
+    let Some(value) = fields.get("role") else {
+        let path = fields.name("role");
+        return Err(ApiError::invalid(path.clone(), format!("{path} is required: set it to {roles}")));
+    };
+    let known = ["system", "developer", "user", "assistant", "tool"];
+    let role = value.as_str().and_then(|text| known.into_iter().find(|role| *role == text));
+    role.ok_or_else(|| wrong(fields.name("role"), roles, value))
+}
+
 fn parse_parts(
-    parts: &[Value],
+    parts: &[Json<'_>],
     path: &str,
     options: &mut GenerationOptions,
 ) -> Result<MessageContent, ApiError> {

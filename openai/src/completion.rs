@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::fields::{Fields, parse_json, wrong};
+use crate::fields::{Fields, wrong};
 use crate::generation::{FinishReason, GenerationOptions, MAX_LOGPROBS, parse_model, to_u32, token_ids};
+use crate::json::{Json, json_of, parse_json};
 use crate::unsupported;
 use crate::usage::Usage;
 
@@ -42,14 +43,22 @@ impl CompletionRequest {
     /// # Errors
     /// 400 naming the field and the remedy.
     pub fn from_slice(body: &[u8]) -> Result<Self, ApiError> {
-        Self::from_value(&parse_json(body)?)
+        Self::from_json(&parse_json(body)?)
+    }
+
+    /// Reads a request that is a value already.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+        Self::from_json(&json_of(value))
     }
 
     /// Reads a request that is JSON already.
     ///
     /// # Errors
     /// 400 naming the field and the remedy.
-    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+    pub fn from_json(value: &Json<'_>) -> Result<Self, ApiError> {
         let fields = Fields::root(value)?;
         let model = parse_model(&fields)?;
         let prompts = parse_prompts(&fields)?;
@@ -106,15 +115,15 @@ fn parse_prompts(fields: &Fields<'_>) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, an array of strings, an array of token ids, or an array of such arrays";
     let items = match fields.get("prompt") {
         None => return Err(ApiError::invalid("prompt", format!("prompt is required: send {expected}"))),
-        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text.clone())]),
-        Some(Value::Array(items)) => items,
+        Some(Json::Str(text)) => return Ok(vec![Prompt::Text(text.to_string())]),
+        Some(Json::Array(items)) => items,
         Some(other) => return Err(wrong("prompt", expected, other)),
     };
     let prompts = match items.first() {
         None => {
             return Err(ApiError::invalid("prompt", format!("prompt is an empty array; send {expected}")));
         }
-        Some(Value::Number(_)) => return Ok(vec![Prompt::Tokens(token_ids(items, "prompt")?)]),
+        Some(Json::Number(_)) => return Ok(vec![Prompt::Tokens(token_ids(items, "prompt")?)]),
         Some(_) => {
             items.iter().enumerate().map(|(index, item)| parse_prompt(item, format!("prompt[{index}]")))
         }
@@ -127,14 +136,14 @@ fn parse_prompts(fields: &Fields<'_>) -> Result<Vec<Prompt>, ApiError> {
     prompts.collect()
 }
 
-fn parse_prompt(item: &Value, path: String) -> Result<Prompt, ApiError> {
+fn parse_prompt(item: &Json<'_>, path: String) -> Result<Prompt, ApiError> {
     match item {
-        Value::String(text) => Ok(Prompt::Text(text.clone())),
-        Value::Array(ids) if ids.is_empty() => Err(ApiError::invalid(
+        Json::Str(text) => Ok(Prompt::Text(text.to_string())),
+        Json::Array(ids) if ids.is_empty() => Err(ApiError::invalid(
             path.clone(),
             format!("{path} is an empty array; send at least one token id"),
         )),
-        Value::Array(ids) => Ok(Prompt::Tokens(token_ids(ids, &path)?)),
+        Json::Array(ids) => Ok(Prompt::Tokens(token_ids(ids, &path)?)),
         other => Err(wrong(path, "a string or an array of token ids", other)),
     }
 }

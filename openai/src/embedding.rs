@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use crate::completion::Prompt;
 use crate::error::ApiError;
-use crate::fields::{Fields, parse_json, wrong};
+use crate::fields::{Fields, wrong};
 use crate::generation::{parse_model, to_u32, token_ids};
+use crate::json::{Json, json_of, parse_json};
 
 /// Most inputs in one request.
 pub const MAX_INPUTS: usize = 2048;
@@ -73,14 +74,22 @@ impl EmbeddingRequest {
     /// # Errors
     /// 400 naming the field and the remedy.
     pub fn from_slice(body: &[u8]) -> Result<Self, ApiError> {
-        Self::from_value(&parse_json(body)?)
+        Self::from_json(&parse_json(body)?)
+    }
+
+    /// Reads a request that is a value already.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+        Self::from_json(&json_of(value))
     }
 
     /// Reads a request that is JSON already.
     ///
     /// # Errors
     /// 400 naming the field and the remedy.
-    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+    pub fn from_json(value: &Json<'_>) -> Result<Self, ApiError> {
         let fields = Fields::root(value)?;
         Ok(Self {
             model: parse_model(&fields)?,
@@ -96,8 +105,8 @@ impl EmbeddingRequest {
 fn parse_format(fields: &Fields<'_>) -> Result<EncodingFormat, ApiError> {
     match fields.get("encoding_format") {
         None => Ok(EncodingFormat::Float),
-        Some(Value::String(format)) if format == "float" => Ok(EncodingFormat::Float),
-        Some(Value::String(format)) if format == "base64" => Ok(EncodingFormat::Base64),
+        Some(Json::Str(format)) if format == "float" => Ok(EncodingFormat::Float),
+        Some(Json::Str(format)) if format == "base64" => Ok(EncodingFormat::Base64),
         Some(other) => Err(wrong("encoding_format", "\"float\" or \"base64\"", other)),
     }
 }
@@ -106,13 +115,13 @@ fn parse_inputs(fields: &Fields<'_>) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, an array of strings, an array of token ids, or an array of such arrays";
     let items = match fields.get("input") {
         None => return Err(ApiError::invalid("input", format!("input is required: send {expected}"))),
-        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text.clone())]),
-        Some(Value::Array(items)) => items,
+        Some(Json::Str(text)) => return Ok(vec![Prompt::Text(text.to_string())]),
+        Some(Json::Array(items)) => items,
         Some(other) => return Err(wrong("input", expected, other)),
     };
     match items.first() {
         None => return Err(ApiError::invalid("input", format!("input is an empty array; send {expected}"))),
-        Some(Value::Number(_)) => return Ok(vec![Prompt::Tokens(token_ids(items, "input")?)]),
+        Some(Json::Number(_)) => return Ok(vec![Prompt::Tokens(token_ids(items, "input")?)]),
         Some(_) => {}
     }
     if items.len() > MAX_INPUTS {
@@ -120,13 +129,13 @@ fn parse_inputs(fields: &Fields<'_>) -> Result<Vec<Prompt>, ApiError> {
             format!("input has {} inputs, but at most {MAX_INPUTS} are allowed; send fewer", items.len());
         return Err(ApiError::invalid("input", message));
     }
-    let parse = |(index, item): (usize, &Value)| match item {
-        Value::String(text) => Ok(Prompt::Text(text.clone())),
-        Value::Array(ids) if ids.is_empty() => Err(ApiError::invalid(
+    let parse = |(index, item): (usize, &Json<'_>)| match item {
+        Json::Str(text) => Ok(Prompt::Text(text.to_string())),
+        Json::Array(ids) if ids.is_empty() => Err(ApiError::invalid(
             format!("input[{index}]"),
             format!("input[{index}] is an empty array; send at least one token id"),
         )),
-        Value::Array(ids) => Ok(Prompt::Tokens(token_ids(ids, &format!("input[{index}]"))?)),
+        Json::Array(ids) => Ok(Prompt::Tokens(token_ids(ids, &format!("input[{index}]"))?)),
         other => Err(wrong(format!("input[{index}]"), "a string or an array of token ids", other)),
     };
     items.iter().enumerate().map(parse).collect()

@@ -1,10 +1,10 @@
 //! What chat and plain completions have in common: how to generate, when to stop, how to send it.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
+use crate::json::Json;
 use crate::output_form::{self, RequestedForm};
 use crate::sampling::SamplingFields;
 use crate::unsupported;
@@ -254,7 +254,7 @@ pub(crate) fn parse_token_ids(fields: &Fields<'_>, key: &str, most: usize) -> Re
     token_ids(items, &path)
 }
 
-pub(crate) fn token_ids(items: &[Value], path: &str) -> Result<Vec<u32>, ApiError> {
+pub(crate) fn token_ids(items: &[Json<'_>], path: &str) -> Result<Vec<u32>, ApiError> {
     items
         .iter()
         .enumerate()
@@ -269,12 +269,12 @@ pub(crate) fn token_ids(items: &[Value], path: &str) -> Result<Vec<u32>, ApiErro
 fn parse_stop(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
     let stops = match fields.get("stop") {
         None => Vec::new(),
-        Some(Value::String(text)) if !text.is_empty() => vec![text.clone()],
-        Some(Value::Array(items)) => items
+        Some(Json::Str(text)) if !text.is_empty() => vec![text.to_string()],
+        Some(Json::Array(items)) => items
             .iter()
             .enumerate()
             .map(|(index, item)| match item {
-                Value::String(text) if !text.is_empty() => Ok(text.clone()),
+                Json::Str(text) if !text.is_empty() => Ok(text.to_string()),
                 other => Err(wrong(format!("stop[{index}]"), "a non-empty string", other)),
             })
             .collect::<Result<_, _>>()?,

@@ -18,6 +18,7 @@ pub mod embedding;
 pub mod error;
 mod fields;
 pub mod generation;
+mod json;
 pub mod models;
 pub mod output_form;
 pub mod request_body;
@@ -32,8 +33,8 @@ pub use chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, ChatM
 pub use completion::{Completion, CompletionRequest, Prompt};
 pub use embedding::EmbeddingRequest;
 pub use error::ApiError;
-pub use fields::parse_json;
 pub use generation::{FinishReason, GenerationOptions};
+pub use json::{Json, parse_json};
 pub use models::{Model, ModelList};
 pub use output_form::OutputForm;
 pub use request_body::RequestBody;

@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
 use crate::generation::GenerationOptions;
+use crate::json::{Json, json_of};
 
 /// Longest regular expression or grammar, in bytes.
 pub const MAX_PATTERN_BYTES: usize = 64 << 10;
@@ -79,7 +80,7 @@ fn response_format(fields: &Fields<'_>) -> Result<Option<RequestedForm>, ApiErro
             wrapper.boolean("strict")?;
             wrapper.string("description")?;
             let schema = match wrapper.get("schema") {
-                Some(schema @ Value::Object(_)) => schema.clone(),
+                Some(schema @ Json::Object(_)) => Value::from(schema),
                 Some(other) => {
                     return Err(wrong("response_format.json_schema.schema", "a JSON schema object", other));
                 }
@@ -88,7 +89,7 @@ fn response_format(fields: &Fields<'_>) -> Result<Option<RequestedForm>, ApiErro
             let param = "response_format.json_schema.schema";
             Ok(Some(RequestedForm { form: OutputForm::JsonSchema(schema), param }))
         }
-        Some(other) => Err(wrong("response_format.type", kinds, &Value::from(other))),
+        Some(other) => Err(wrong("response_format.type", kinds, &Json::from(other))),
         None => Err(ApiError::invalid(
             "response_format.type",
             format!("response_format.type is required: set it to {kinds}, or leave response_format out"),
@@ -102,7 +103,7 @@ fn structured_outputs(
 ) -> Result<Option<RequestedForm>, ApiError> {
     let Some(object) = fields.object("structured_outputs")? else { return Ok(None) };
     for key in ["whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"] {
-        if object.get(key).is_some_and(|value| *value != Value::Bool(false)) {
+        if object.get(key).is_some_and(|value| *value != Json::Bool(false)) {
             options.refuse(
                 object.name(key),
                 "leave it out, or write it into the schema or structured_outputs.grammar",
@@ -112,7 +113,7 @@ fn structured_outputs(
     let kinds = ["json", "regex", "choice", "grammar", "json_object", "structural_tag"];
     let given: Vec<&str> = kinds
         .into_iter()
-        .filter(|kind| object.get(kind).is_some_and(|value| *value != Value::Bool(false)))
+        .filter(|kind| object.get(kind).is_some_and(|value| *value != Json::Bool(false)))
         .collect();
     let kind = match given[..] {
         [kind] => kind,
@@ -150,15 +151,15 @@ fn schema(object: &Fields<'_>) -> Result<Value, ApiError> {
     let path = "structured_outputs.json";
     let expected = "a JSON schema, as an object or as its text";
     match object.get("json") {
-        Some(schema @ Value::Object(_)) => Ok(schema.clone()),
-        Some(Value::String(text)) => match serde_json::from_str(text) {
+        Some(schema @ Json::Object(_)) => Ok(Value::from(schema)),
+        Some(Json::Str(text)) => match serde_json::from_str(text) {
             Ok(schema @ Value::Object(_)) => Ok(schema),
-            Ok(other) => Err(wrong(path, expected, &other)),
+            Ok(other) => Err(wrong(path, expected, &json_of(&other))),
             Err(error) => {
                 Err(ApiError::invalid(path, format!("{path} is not JSON ({error}); correct it there")))
             }
         },
-        other => Err(wrong(path, expected, other.unwrap_or(&Value::Null))),
+        other => Err(wrong(path, expected, other.unwrap_or(&Json::Null))),
     }
 }
 
@@ -193,7 +194,7 @@ fn choice(object: &Fields<'_>) -> Result<Vec<String>, ApiError> {
         .iter()
         .enumerate()
         .map(|(index, item)| match item {
-            Value::String(text) if !text.is_empty() => Ok(text.clone()),
+            Json::Str(text) if !text.is_empty() => Ok(text.to_string()),
             other => Err(wrong(format!("{path}[{index}]"), "a non-empty string", other)),
         })
         .collect()

@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use crate::embedding::{EncodingUsage, Truncation};
 use crate::error::ApiError;
-use crate::fields::{Fields, parse_json, wrong};
+use crate::fields::{Fields, wrong};
 use crate::generation::{parse_model, to_u32};
+use crate::json::{Json, json_of, parse_json};
 
 /// Most documents in one request.
 pub const MAX_DOCUMENTS: usize = 2048;
@@ -34,14 +35,22 @@ impl RerankRequest {
     /// # Errors
     /// 400 naming the field and the remedy.
     pub fn from_slice(body: &[u8]) -> Result<Self, ApiError> {
-        Self::from_value(&parse_json(body)?)
+        Self::from_json(&parse_json(body)?)
+    }
+
+    /// Reads a request that is a value already.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+        Self::from_json(&json_of(value))
     }
 
     /// Reads a request that is JSON already.
     ///
     /// # Errors
     /// 400 naming the field and the remedy.
-    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+    pub fn from_json(value: &Json<'_>) -> Result<Self, ApiError> {
         let fields = Fields::root(value)?;
         let Some(query) = fields.string("query")? else {
             return Err(ApiError::invalid(
@@ -81,9 +90,9 @@ fn parse_documents(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
         );
         return Err(ApiError::invalid("documents", message));
     }
-    let parse = |(index, document): (usize, &Value)| match document {
-        Value::String(text) => Ok(text.clone()),
-        Value::Object(_) => {
+    let parse = |(index, document): (usize, &Json<'_>)| match document {
+        Json::Str(text) => Ok(text.to_string()),
+        Json::Object(_) => {
             let fields = Fields::item("documents", index, document)?;
             let missing = || {
                 let path = fields.name("text");

@@ -1,10 +1,9 @@
 //! The fields that say how tokens are chosen: OpenAI's, and those that vLLM has beyond them.
 
-use serde_json::Value;
-
 use crate::error::ApiError;
 use crate::fields::{Fields, describe, wrong};
 use crate::generation::to_u32;
+use crate::json::Json;
 
 /// Most entries of `logit_bias`.
 pub const MAX_LOGIT_BIAS: usize = 1024;
@@ -36,17 +35,14 @@ pub struct SamplingFields {
 
 impl SamplingFields {
     pub(crate) fn parse(fields: &Fields<'_>) -> Result<Self, ApiError> {
-        let number = |key: &str, range| -> Result<Option<f32>, ApiError> {
-            Ok(fields.number(key, range)?.map(|value| value as f32))
-        };
         let sampling = Self {
-            temperature: number("temperature", 0.0..=2.0)?,
-            top_p: number("top_p", 0.0..=1.0)?,
+            temperature: fields.number("temperature", 0.0..=2.0)?,
+            top_p: fields.number("top_p", 0.0..=1.0)?,
             top_k: fields.integer("top_k", -1..=i64::from(u32::MAX))?.map(to_u32),
-            min_p: number("min_p", 0.0..=1.0)?,
-            repetition_penalty: number("repetition_penalty", 0.0..=MAX_REPETITION_PENALTY)?,
-            presence_penalty: number("presence_penalty", -2.0..=2.0)?,
-            frequency_penalty: number("frequency_penalty", -2.0..=2.0)?,
+            min_p: fields.number("min_p", 0.0..=1.0)?,
+            repetition_penalty: fields.number("repetition_penalty", 0.0..=MAX_REPETITION_PENALTY)?,
+            presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?,
+            frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?,
             logit_bias: parse_logit_bias(fields)?,
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
         };
@@ -68,7 +64,8 @@ impl SamplingFields {
 }
 
 fn parse_logit_bias(fields: &Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
-    let Some(biases) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
+    let Some(object) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
+    let biases = object.entries();
     if biases.len() > MAX_LOGIT_BIAS {
         let message = format!(
             "logit_bias has {} tokens, but at most {MAX_LOGIT_BIAS} are allowed; send fewer",
@@ -77,11 +74,11 @@ fn parse_logit_bias(fields: &Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
         return Err(ApiError::invalid("logit_bias", message));
     }
     let mut parsed: Vec<(u32, f32)> = Vec::with_capacity(biases.len());
-    for (key, value) in biases.entries() {
+    for (key, value) in biases {
         // "7" and "07" would be one token.
         let canonical = key.parse::<u32>().ok().filter(|token| token.to_string() == key);
         let Some(token) = canonical else {
-            let name = describe(&Value::from(key));
+            let name = describe(&Json::from(key));
             let message =
                 format!("logit_bias must have token ids such as \"42\" for keys, but one is {name}");
             return Err(ApiError::invalid("logit_bias", message));

@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use crate::chat::ChatPrompt;
 use crate::error::ApiError;
-use crate::fields::{Fields, parse_json};
+use crate::fields::Fields;
 use crate::generation::{GenerationOptions, parse_model, parse_token_ids};
+use crate::json::{Json, json_of, parse_json};
 
 /// Most tokens in one request to `/detokenize`.
 pub const MAX_DETOKENIZE: usize = 1 << 20;
@@ -48,14 +49,22 @@ impl TokenizeRequest {
     /// # Errors
     /// 400 naming the field and the remedy.
     pub fn from_slice(body: &[u8]) -> Result<Self, ApiError> {
-        Self::from_value(&parse_json(body)?)
+        Self::from_json(&parse_json(body)?)
+    }
+
+    /// Reads a request that is a value already.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+        Self::from_json(&json_of(value))
     }
 
     /// Reads a request that is JSON already.
     ///
     /// # Errors
     /// 400 naming the field and the remedy.
-    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+    pub fn from_json(value: &Json<'_>) -> Result<Self, ApiError> {
         let fields = Fields::root(value)?;
         let model = parse_model(&fields)?;
         Self::parse(&fields, model)
@@ -137,14 +146,22 @@ impl DetokenizeRequest {
     /// # Errors
     /// 400 naming the field and the remedy.
     pub fn from_slice(body: &[u8]) -> Result<Self, ApiError> {
-        Self::from_value(&parse_json(body)?)
+        Self::from_json(&parse_json(body)?)
+    }
+
+    /// Reads a request that is a value already.
+    ///
+    /// # Errors
+    /// 400 naming the field and the remedy.
+    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+        Self::from_json(&json_of(value))
     }
 
     /// Reads a request that is JSON already.
     ///
     /// # Errors
     /// 400 naming the field and the remedy.
-    pub fn from_value(value: &Value) -> Result<Self, ApiError> {
+    pub fn from_json(value: &Json<'_>) -> Result<Self, ApiError> {
         let fields = Fields::root(value)?;
         let model = parse_model(&fields)?;
         Self::parse(&fields, model)

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
 use crate::generation::GenerationOptions;
+use crate::json::Json;
 
 /// Most tools in one request.
 pub const MAX_TOOLS: usize = 128;
@@ -51,7 +52,7 @@ pub struct ToolFields {
 impl ToolFields {
     pub(crate) fn parse(fields: &Fields<'_>, options: &mut GenerationOptions) -> Result<Self, ApiError> {
         for key in ["functions", "function_call"] {
-            if fields.get(key).is_some_and(|value| *value != Value::Array(Vec::new())) {
+            if fields.get(key).is_some_and(|value| *value != Json::Array(Vec::new())) {
                 options.refuse(key, "use tools and tool_choice");
             }
         }
@@ -87,12 +88,12 @@ impl ToolFields {
     }
 }
 
-fn parse_tool(fields: &Fields<'_>, raw: &Value) -> Result<Tool, ApiError> {
+fn parse_tool(fields: &Fields<'_>, raw: &Json<'_>) -> Result<Tool, ApiError> {
     match fields.string("type")? {
         Some("function") => {}
         other => {
             let path = fields.name("type");
-            let found = other.map_or(Value::Null, Value::from);
+            let found = other.map_or(Json::Null, Json::from);
             return Err(wrong(path, "\"function\"", &found));
         }
     }
@@ -108,10 +109,10 @@ fn parse_tool(fields: &Fields<'_>, raw: &Value) -> Result<Tool, ApiError> {
     function.boolean("strict")?;
     let parameters = match function.get("parameters") {
         None => None,
-        Some(schema @ Value::Object(_)) => Some(schema.clone()),
+        Some(schema @ Json::Object(_)) => Some(Value::from(schema)),
         Some(other) => return Err(wrong(function.name("parameters"), "a JSON schema object", other)),
     };
-    Ok(Tool { name, parameters, raw: raw.clone() })
+    Ok(Tool { name, parameters, raw: Value::from(raw) })
 }
 
 fn function_name(function: &Fields<'_>) -> Result<String, ApiError> {
@@ -122,7 +123,7 @@ fn function_name(function: &Fields<'_>) -> Result<String, ApiError> {
     };
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(is_plain) {
-        return Err(wrong(path, expected, &Value::from(name)));
+        return Err(wrong(path, expected, &Json::from(name)));
     }
     Ok(name.to_owned())
 }
@@ -137,13 +138,13 @@ fn parse_choice(
     let choice = match fields.get("tool_choice") {
         None if tools.is_empty() => ToolChoice::None,
         None => ToolChoice::Auto,
-        Some(Value::String(word)) => match word.as_str() {
+        Some(value @ Json::Str(word)) => match &**word {
             "none" => ToolChoice::None,
             "auto" => ToolChoice::Auto,
             "required" => ToolChoice::Required,
-            _ => return Err(wrong("tool_choice", expected, &Value::from(word.as_str()))),
+            _ => return Err(wrong("tool_choice", expected, value)),
         },
-        Some(value @ Value::Object(_)) => {
+        Some(value @ Json::Object(_)) => {
             let object = Fields::at(value, "tool_choice".to_owned())?;
             match (object.string("type")?, object.object("function")?) {
                 (Some("function"), Some(function)) => ToolChoice::Named(function_name(&function)?),
@@ -227,10 +228,10 @@ pub(crate) fn parse_calls(fields: &Fields<'_>) -> Result<Vec<ToolCall>, ApiError
             format!("{path} has {} calls, but at most {MAX_TOOLS} are allowed; send fewer", items.len());
         return Err(ApiError::invalid(path, message));
     }
-    let read = |(index, item): (usize, &Value)| {
+    let read = |(index, item): (usize, &Json<'_>)| {
         let call = Fields::at(item, format!("{path}[{index}]"))?;
         if let Some(kind) = call.string("type")?.filter(|kind| *kind != "function") {
-            return Err(wrong(call.name("type"), "\"function\"", &Value::from(kind)));
+            return Err(wrong(call.name("type"), "\"function\"", &Json::from(kind)));
         }
         let Some(function) = call.object("function")? else {
             let path = call.name("function");
@@ -252,16 +253,16 @@ fn arguments(function: &Fields<'_>) -> Result<String, ApiError> {
     let expected = "the text of a JSON object";
     match function.get("arguments") {
         None => Ok("{}".to_owned()),
-        Some(Value::String(text)) if text.trim().is_empty() => Ok("{}".to_owned()),
-        Some(Value::String(text)) => match serde_json::from_str::<Value>(text) {
-            Ok(Value::Object(_)) => Ok(text.clone()),
+        Some(Json::Str(text)) if text.trim().is_empty() => Ok("{}".to_owned()),
+        Some(Json::Str(text)) => match serde_json::from_str::<Json<'_>>(text) {
+            Ok(Json::Object(_)) => Ok(text.to_string()),
             Ok(other) => Err(wrong(path, expected, &other)),
             Err(error) => Err(ApiError::invalid(
                 path.clone(),
                 format!("{path} must be {expected}, but is not JSON ({error}); correct it there"),
             )),
         },
-        Some(object @ Value::Object(_)) => Ok(object.to_string()),
+        Some(object @ Json::Object(_)) => Ok(Value::from(object).to_string()),
         Some(other) => Err(wrong(path, expected, other)),
     }
 }

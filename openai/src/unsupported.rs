@@ -3,48 +3,52 @@
 //! One that is ignored gives an answer that nobody asked for, so each is refused by name. A value that changes nothing, such
 //! as the default that some clients always send, is accepted.
 
-use serde_json::Value;
-
-use crate::fields::Fields;
+use crate::fields::{Fields, mark};
 use crate::generation::GenerationOptions;
+use crate::json::Json;
 
 /// A field, the values of it that change nothing, and what to do instead.
 pub(crate) struct Unsupported {
     key: &'static str,
-    changes_nothing: fn(&Value) -> bool,
+    mark: u64,
+    changes_nothing: fn(&Json<'_>) -> bool,
     remedy: &'static str,
 }
 
-const fn field(key: &'static str, changes_nothing: fn(&Value) -> bool, remedy: &'static str) -> Unsupported {
-    Unsupported { key, changes_nothing, remedy }
+const fn field(
+    key: &'static str,
+    changes_nothing: fn(&Json<'_>) -> bool,
+    remedy: &'static str,
+) -> Unsupported {
+    Unsupported { key, mark: mark(key), changes_nothing, remedy }
 }
 
-fn is_false(value: &Value) -> bool {
-    *value == Value::Bool(false)
+fn is_false(value: &Json<'_>) -> bool {
+    *value == Json::Bool(false)
 }
 
-fn is_true(value: &Value) -> bool {
-    *value == Value::Bool(true)
+fn is_true(value: &Json<'_>) -> bool {
+    *value == Json::Bool(true)
 }
 
-fn is_one(value: &Value) -> bool {
+fn is_one(value: &Json<'_>) -> bool {
     value.as_f64() == Some(1.0)
 }
 
-fn is_empty(value: &Value) -> bool {
+fn is_empty(value: &Json<'_>) -> bool {
     match value {
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::String(text) => text.is_empty(),
+        Json::Array(items) => items.is_empty(),
+        Json::Object(fields) => fields.is_empty(),
+        Json::Str(text) => text.is_empty(),
         _ => false,
     }
 }
 
-fn is_text_alone(value: &Value) -> bool {
-    value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"))
+fn is_text_alone(value: &Json<'_>) -> bool {
+    value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind.as_str() == Some("text")))
 }
 
-fn never(_: &Value) -> bool {
+fn never(_: &Json<'_>) -> bool {
     false
 }
 
@@ -93,8 +97,8 @@ pub(crate) const OF_COMPLETIONS: &[Unsupported] = &[
 
 /// Notes each of these fields that asks for something.
 pub(crate) fn refuse(fields: &Fields<'_>, unsupported: &[Unsupported], options: &mut GenerationOptions) {
-    for Unsupported { key, changes_nothing, remedy } in unsupported {
-        if fields.get(key).is_some_and(|value| !changes_nothing(value)) {
+    for Unsupported { key, mark, changes_nothing, remedy } in unsupported {
+        if fields.get_marked(key, *mark).is_some_and(|value| !changes_nothing(value)) {
             options.refuse(fields.name(key), remedy);
         }
     }

@@ -116,36 +116,51 @@ fn ends_block(units: usize) -> bool {
     units.trailing_zeros() >= octave
 }
 
-#[derive(Default)]
 struct Hasher {
     chain: u64,
     units: usize,
-    pending: Vec<u8>,
+    unit: [u8; UNIT],
+    /// Bytes of the unit that are there already, less than all.
+    pending: usize,
     blocks: Vec<u64>,
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self { chain: 0, units: 0, unit: [0; UNIT], pending: 0, blocks: Vec::new() }
+    }
 }
 
 impl Hasher {
     fn push(&mut self, mut bytes: &[u8]) {
-        if !self.pending.is_empty() {
-            let (first, rest) = bytes.split_at(bytes.len().min(UNIT - self.pending.len()));
-            self.pending.extend_from_slice(first);
+        if self.pending > 0 {
+            let (first, rest) = bytes.split_at(bytes.len().min(UNIT - self.pending));
+            self.keep(first);
             bytes = rest;
-            if self.pending.len() < UNIT {
+            if self.pending < UNIT {
                 return;
             }
-            let unit = std::mem::take(&mut self.pending);
+            self.pending = 0;
+            let unit = self.unit;
             self.link(&unit);
-            self.pending = unit;
-            self.pending.clear();
         }
-        let mut units = bytes.chunks_exact(UNIT);
-        for unit in units.by_ref() {
+        let (units, rest) = bytes.as_chunks();
+        for unit in units {
             self.link(unit);
         }
-        self.pending.extend_from_slice(units.remainder());
+        self.keep(rest);
     }
 
-    fn link(&mut self, unit: &[u8]) {
+    /// Adds bytes to the unit, which has room for them.
+    fn keep(&mut self, bytes: &[u8]) {
+        let end = self.pending + bytes.len();
+        if let Some(room) = self.unit.get_mut(self.pending..end) {
+            room.copy_from_slice(bytes);
+            self.pending = end;
+        }
+    }
+
+    fn link(&mut self, unit: &[u8; UNIT]) {
         self.chain = xxh3_64_with_seed(unit, self.chain);
         self.units += 1;
         if ends_block(self.units) {
@@ -155,11 +170,11 @@ impl Hasher {
 
     /// A hash of everything so far.
     fn here(&self) -> u64 {
-        xxh3_64_with_seed(&self.pending, self.chain)
+        xxh3_64_with_seed(&self.unit[..self.pending], self.chain)
     }
 
     fn finish(self, opening: u64) -> PromptKey {
-        PromptKey { bytes: self.units * UNIT + self.pending.len(), blocks: self.blocks, opening }
+        PromptKey { bytes: self.units * UNIT + self.pending, blocks: self.blocks, opening }
     }
 }
 

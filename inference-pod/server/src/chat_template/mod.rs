@@ -124,7 +124,7 @@ impl ChatTemplate {
 fn message_json(message: &ChatMessage, knows_developer: bool) -> Json {
     let ChatMessage { role, content, name, tool_calls, tool_call_id, reasoning_content } = message;
     let mut object = Map::new();
-    let role = if role == "developer" && !knows_developer { "system" } else { role };
+    let role = if *role == "developer" && !knows_developer { "system" } else { role };
     object.insert("role".to_owned(), Json::from(role));
     object.insert("content".to_owned(), Json::from(content.as_ref().map(|content| content.text())));
     for (key, value) in
