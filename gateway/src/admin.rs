@@ -8,11 +8,11 @@ use fairlead_openai::ApiError;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 use crate::body::{self, GatewayBody};
+use crate::client_body::ClientBody;
 use crate::explain::{self, question};
 use crate::metrics::Metrics;
 use crate::observe::report::{Query, report};
@@ -41,7 +41,7 @@ pub struct Admin {
 }
 
 /// Answers one request.
-pub async fn handle(request: Request<Incoming>, admin: &Admin) -> Response<GatewayBody> {
+pub async fn handle(request: Request<ClientBody>, admin: &Admin) -> Response<GatewayBody> {
     let Admin { routing, metrics, .. } = admin;
     match request.uri().path() {
         "/debug/explain" => explained(request, admin).await,
@@ -91,7 +91,7 @@ pub async fn handle(request: Request<Incoming>, admin: &Admin) -> Response<Gatew
 }
 
 /// What would happen to a request.
-async fn explained(request: Request<Incoming>, admin: &Admin) -> Response<GatewayBody> {
+async fn explained(request: Request<ClientBody>, admin: &Admin) -> Response<GatewayBody> {
     let (head, body) = request.into_parts();
     if head.method != Method::GET && head.method != Method::POST {
         let error = ApiError::method_not_allowed(head.method.as_str(), "/debug/explain", "GET, POST");

@@ -3,8 +3,6 @@
 //!
 //! Called by `forward` and by `explain`. It names backends and chooses none: that is `select`'s, attempt by attempt.
 
-use std::sync::Arc;
-
 use fairlead_crds::model_route::cost::Cost;
 use fairlead_crds::model_route::shares;
 use fairlead_crds::model_route::stickiness::StickyBy;
@@ -14,6 +12,7 @@ use http::header::HeaderName;
 
 use crate::headers;
 use crate::identity::TrustedHeaders;
+use crate::name::Name;
 use crate::prompt::PromptFacts;
 use crate::rules::{Asked, Target};
 use crate::snapshot::Route;
@@ -27,7 +26,7 @@ pub struct Decision {
     /// Whose weights are in force for it.
     pub by: Weights,
     /// The split in one line, as answers tell it: `v1=80 v2=20`.
-    pub split: Arc<str>,
+    pub split: Name,
     /// What sticks; [`StickyBy::Request`] where chance decides.
     pub sticky: StickyBy,
     /// The hash of the route and the sticky key; `None` where chance decides.
@@ -92,7 +91,7 @@ pub fn decide(route: &Route, asked: &Asked<'_>) -> Decision {
         }
     };
     let split = match &by {
-        Weights::Route => Arc::clone(&route.split),
+        Weights::Route => route.split.clone(),
         Weights::Rule(ranks) => {
             let first = ranks.first().map(Vec::as_slice).unwrap_or_default();
             shares::line(first.iter().map(|(name, weight)| (name.as_str(), *weight))).into()
@@ -161,7 +160,7 @@ impl Decision {
             headers::set(answer, headers::RULE, rule);
         }
         if !self.split.is_empty() {
-            headers::set(answer, headers::SPLIT, &self.split);
+            headers::set_name(answer, headers::SPLIT, &self.split);
         }
         if self.subject.is_some() {
             headers::set(answer, headers::STICKY, kind(self.sticky));

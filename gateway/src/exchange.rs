@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::decide::Decision;
 use crate::endpoint::Endpoint;
 use crate::metrics::{Api, Metrics, Outcome};
+use crate::name::Name;
 use crate::observe::Observed;
 use crate::shadow::live::Watch;
 use crate::snapshot::Route;
@@ -23,20 +24,20 @@ const CLIENT_CLOSED: u16 = 499;
 #[derive(Debug)]
 pub struct Exchange {
     /// The request's id.
-    pub id: String,
+    pub id: Name,
     /// `namespace/name` of the route that was found.
-    pub route: Option<String>,
+    pub route: Option<Name>,
     /// The backend of the newest attempt.
-    pub backend: Option<String>,
+    pub backend: Option<Name>,
     /// What was decided of it: the rule, whose weights, the subject.
     pub decision: Option<Decision>,
     /// The hash of the route and the sticky key, when the split is sticky for this request. Requests of one subject are not
     /// independent of each other.
     pub subject: Option<u64>,
     /// The backend that the weights chose, when it is another one.
-    pub diverted_from: Option<String>,
+    pub diverted_from: Option<Name>,
     /// What a million tokens cost there.
-    pub cost: Option<String>,
+    pub cost: Option<Name>,
     /// The endpoint of the newest attempt.
     pub endpoint: Option<Arc<Endpoint>>,
     /// Why that endpoint and no other of the backend.
@@ -44,9 +45,9 @@ pub struct Exchange {
     /// Attempts made.
     pub attempts: u32,
     /// Attempts that failed: the backend, and why as a route names it.
-    pub failed: Vec<(String, &'static str)>,
+    pub failed: Vec<(Name, &'static str)>,
     /// The backend that could not answer and why, where a fallback did.
-    pub fallback: Option<(String, FallbackOn)>,
+    pub fallback: Option<(Name, FallbackOn)>,
     /// Watches it for its mirrored leg.
     pub watch: Option<Watch>,
     /// How often its stream went on at another pod.
@@ -68,8 +69,8 @@ pub struct Exchange {
 /// Where a request was last.
 #[derive(Clone, Debug, Default)]
 pub struct Place {
-    backend: Option<String>,
-    diverted_from: Option<String>,
+    backend: Option<Name>,
+    diverted_from: Option<Name>,
     endpoint: Option<Arc<Endpoint>>,
 }
 
@@ -77,7 +78,7 @@ impl Exchange {
     /// A request that has just arrived.
     ///
     /// In a box, because it is handed on from function to function, each of whose futures would have room for all of it.
-    pub fn begin(id: String, api: Api, metrics: Arc<Metrics>) -> Box<Self> {
+    pub fn begin(id: Name, api: Api, metrics: Arc<Metrics>) -> Box<Self> {
         metrics.request_started();
         Box::new(Self {
             id,
@@ -199,13 +200,13 @@ impl Drop for Exchange {
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(
-                    request_id = self.id,
+                    request_id = self.id.as_str(),
                     api = ?self.api,
                     status = self.status,
                     outcome = ?outcome,
-                    route = self.route,
+                    route = self.route.as_deref(),
                     rule = self.decision.as_ref().and_then(|decision| decision.rule.as_deref()),
-                    backend = self.backend,
+                    backend = self.backend.as_deref(),
                     endpoint = self.address(),
                     attempts = self.attempts,
                     failovers = self.failovers,

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::decide::{self, Decision};
 use crate::identity::TrustedHeaders;
+use crate::name::Name;
 use crate::policy::{Ask, Policies};
 use crate::request::InferenceRequest;
 use crate::rules::Asked;
@@ -210,7 +211,7 @@ pub fn explain(
     };
     Ok(Explanation {
         model: request.model.clone(),
-        route: route.id.clone(),
+        route: route.id.to_string(),
         prompt_tokens: request.facts.tokens,
         max_cost_per_million_tokens: cap.map(|cap| cap.to_string()),
         rules: looks(route, &asked),
@@ -248,14 +249,14 @@ fn place(
     let verdict = verdict.ok_or(Unavailable::NoEndpoint)?;
     let endpoint = endpoints.get(verdict.index).ok_or(Unavailable::NoEndpoint)?;
     Ok(Place {
-        name: backend.name.clone(),
+        name: backend.name.to_string(),
         chosen_by: if decision.subject.is_some() { "Subject" } else { "Chance" },
-        diverted_from: selection.intended().filter(|name| *name != backend.name).map(str::to_owned),
+        diverted_from: selection.intended().filter(|name| **name != backend.name).map(Name::to_string),
         endpoint: endpoint.address().to_owned(),
         endpoint_because: verdict.why.word(),
         revision: endpoint.revision().map(str::to_owned),
         served_model: backend.served_model.clone(),
-        cost_per_million_tokens: backend.cost.clone(),
+        cost_per_million_tokens: backend.cost.as_ref().map(Name::to_string),
     })
 }
 
@@ -278,7 +279,7 @@ fn split(route: &Route, decision: &Decision) -> Split {
         let taking = route.backends.iter().zip(rank).filter(|(_, weight)| *weight > 0);
         taking
             .map(|(backend, weight)| Share {
-                backend: backend.name.clone(),
+                backend: backend.name.to_string(),
                 percent: shares::percent(weight, total),
             })
             .collect()
@@ -307,7 +308,7 @@ fn candidates(
         let target = select::target(route, backend);
         let (_, explained) = policies.explain(ask, &target, &endpoints, &mut rand::rng());
         all.extend(endpoints.iter().zip(explained).map(|(endpoint, explained)| Candidate {
-            backend: backend.name.clone(),
+            backend: backend.name.to_string(),
             endpoint: endpoint.address().to_owned(),
             revision: endpoint.revision().map(str::to_owned),
             in_flight: explained.in_flight,

@@ -43,8 +43,8 @@ pub async fn forward(
     exchange.resumable = request.resumable;
     let mut sent = headers::for_pod(client);
     gateway.trusted.strip(&mut sent);
-    headers::set(&mut sent, headers::MODEL, &request.model);
-    headers::set(&mut sent, headers::REQUEST_ID, &exchange.id);
+    headers::set_name(&mut sent, headers::MODEL, &route.model);
+    headers::set_name(&mut sent, headers::REQUEST_ID, &exchange.id);
     if request.resumable {
         headers::set(&mut sent, kept::NOTES, "true");
     }
@@ -79,7 +79,7 @@ pub async fn forward(
                 return answered(gateway, request, &sent, arrived, deadline, exchange);
             }
             Err(failure) => {
-                tracing::info!(request_id = exchange.id, backend = fallback.backend, %failure, "a fallback failed, too");
+                tracing::info!(request_id = exchange.id.as_str(), backend = fallback.backend, %failure, "a fallback failed, too");
             }
         }
     }
@@ -167,7 +167,7 @@ fn dress<B>(response: &mut Response<B>, head: &Parts, provider: bool, exchange: 
 
 /// Says why the answer went where it did.
 fn explain(headers: &mut HeaderMap, exchange: &Exchange) {
-    headers::set(headers, headers::REQUEST_ID, &exchange.id);
+    headers::set_name(headers, headers::REQUEST_ID, &exchange.id);
     if let Some(decision) = &exchange.decision {
         decision.tell(headers);
     }
@@ -179,7 +179,7 @@ fn explain(headers: &mut HeaderMap, exchange: &Exchange) {
     ];
     for (name, fact) in facts {
         if let Some(fact) = fact {
-            headers::set(headers, name, fact);
+            headers::set_name(headers, name, fact);
         }
     }
     if let Some(address) = exchange.endpoint.as_ref().and_then(|endpoint| endpoint.header()) {
@@ -189,7 +189,7 @@ fn explain(headers: &mut HeaderMap, exchange: &Exchange) {
         headers.insert(headers::ENDPOINT_CHOICE, HeaderValue::from_static(word));
     }
     if let Some((from, why)) = &exchange.fallback {
-        headers::set(headers, headers::FALLBACK_FROM, from);
+        headers::set_name(headers, headers::FALLBACK_FROM, from);
         headers::set(headers, headers::FALLBACK_REASON, &format!("{why:?}"));
     }
     let revision = exchange.endpoint.as_ref().and_then(|endpoint| endpoint.revision());

@@ -6,6 +6,8 @@ use http::header::{
     TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
+use crate::name::Name;
+
 /// Names this request, in logs and to the client.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// To the pod: the model name that the client sent.
@@ -100,13 +102,24 @@ fn passed(headers: &HeaderMap, wanted: impl Fn(&HeaderName) -> bool) -> HeaderMa
 }
 
 /// The client's request id when it is fit for logs, otherwise a new one.
-pub fn request_id(client: &HeaderMap) -> String {
+pub fn request_id(client: &HeaderMap) -> Name {
     const LONGEST: usize = 128;
     let given = client.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
     match given {
-        Some(id) if !id.is_empty() && id.len() <= LONGEST => id.to_owned(),
+        Some(id) if !id.is_empty() && id.len() <= LONGEST => id.into(),
         // From this thread's generator: `Uuid::new_v4` asks the kernel each time.
-        _ => uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string(),
+        _ => {
+            let mut text = uuid::Uuid::encode_buffer();
+            let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+            Name::from(&*id.hyphenated().encode_lower(&mut text))
+        }
+    }
+}
+
+/// Sets a header to a name, unless the name cannot be one.
+pub fn set_name(headers: &mut HeaderMap, header: HeaderName, name: &Name) {
+    if let Some(value) = name.header() {
+        headers.insert(header, value.clone());
     }
 }
 

@@ -17,6 +17,7 @@ use crate::ejection::Failure as EndpointFailure;
 use crate::endpoint::{Endpoint, InFlight};
 use crate::exchange::Exchange;
 use crate::metrics::{HedgeResult, Metrics, RetryReason};
+use crate::name::Name;
 use crate::provider::target::Target;
 use crate::provider::{body, errors};
 use crate::proxy::Gateway;
@@ -60,7 +61,7 @@ pub enum Failure {
     /// Nobody could be asked.
     Unavailable(Unavailable),
     /// This backend has as many requests as it may have.
-    Full(String),
+    Full(Name),
     /// The last attempt failed.
     Attempt(AttemptError),
 }
@@ -92,8 +93,8 @@ impl<'a> Journey<'a> {
     }
 
     /// The backend that the weights chose.
-    pub fn intended(&self) -> Option<String> {
-        self.selection.intended().map(str::to_owned)
+    pub fn intended(&self) -> Option<Name> {
+        self.selection.intended().cloned()
     }
 
     /// To the backends that the weights choose.
@@ -118,14 +119,14 @@ impl<'a> Journey<'a> {
         {
             return None;
         }
-        self.selection.pin(backend, None);
+        self.selection.pin(&known.name, None);
         Some(self.travel(exchange).await)
     }
 
     async fn travel(&mut self, exchange: &mut Exchange) -> Result<Arrived, Failure> {
         let gateway = self.gateway;
         let mut last: Option<AttemptError> = None;
-        let mut full: Option<String> = None;
+        let mut full: Option<Name> = None;
         let mut attempt = 0;
         loop {
             let snapshot = gateway.routing.snapshot();
@@ -358,7 +359,7 @@ fn note_place(
 ) {
     exchange.backend = Some(backend.name.clone());
     exchange.cost.clone_from(&backend.cost);
-    exchange.diverted_from = selection.intended().filter(|name| *name != backend.name).map(str::to_owned);
+    exchange.diverted_from = selection.intended().filter(|name| **name != backend.name).cloned();
     exchange.endpoint = Some(Arc::clone(endpoint));
 }
 

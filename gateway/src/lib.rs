@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod app;
 pub mod body;
+pub mod client_body;
 pub mod config;
 pub mod decide;
 pub mod ejection;
@@ -21,6 +22,7 @@ pub mod held;
 pub mod identity;
 pub mod journey;
 pub mod metrics;
+pub mod name;
 pub mod observe;
 pub mod policy;
 pub mod pool;

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Request, Response, Uri};
@@ -90,7 +91,7 @@ impl Pool {
             request.headers_mut().insert(HOST, host);
         }
         loop {
-            let (mut line, rested) = match self.resting.take(&authority, Instant::now()) {
+            let (mut line, rested) = match self.resting.take(authority.as_str(), Instant::now()) {
                 Some(line) => (line, true),
                 None => (self.connect(&uri).await?, false),
             };
@@ -163,29 +164,34 @@ impl Line {
         // The answer comes from the connection and from nowhere else, and it is looked for each time the connection was driven.
         // So nobody need be woken for it, and its channel must not count as work of the task, which would wake it again.
         let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
+        let nobody = Waker::noop();
+        let mut is_sent = false;
         poll_fn(|cx| {
-            let driven = self.drive(cx);
-            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(Ok(response)) => {
-                    // The connection waits for the body to be asked for, which must not wake who asks.
-                    let _ = self.drive(&mut Context::from_waker(Waker::noop()));
-                    Poll::Ready(Ok(response))
+            // To take a piece of the body wakes whom the connection was driven for. So what has come is fetched for nobody, and for
+            // the task only when it is about to wait.
+            let drivers: &[&Waker] = if is_sent { &[nobody, cx.waker()] } else { &[cx.waker()] };
+            is_sent = true;
+            for driver in drivers {
+                let driven = self.drive(&mut Context::from_waker(driver));
+                match answer.as_mut().poll(&mut Context::from_waker(nobody)) {
+                    Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
+                    Poll::Ready(Err(mut failed)) => {
+                        let unsent = failed.take_message();
+                        return Poll::Ready(Err(Unanswered { error: failed.into_error().into(), unsent }));
+                    }
+                    Poll::Pending => {}
                 }
-                Poll::Ready(Err(mut failed)) => {
-                    let unsent = failed.take_message();
-                    Poll::Ready(Err(Unanswered { error: failed.into_error().into(), unsent }))
-                }
-                Poll::Pending => {
-                    let error = ready!(driven).err().map_or(CallError::Ended, CallError::from);
-                    // One that ended before it looked for requests gives this one back when it goes.
-                    self.connection = None;
-                    let unsent = match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                        Poll::Ready(Err(mut failed)) => failed.take_message(),
-                        _ => None,
-                    };
-                    Poll::Ready(Err(Unanswered { error, unsent }))
-                }
+                let Poll::Ready(ended) = driven else { continue };
+                let error = ended.err().map_or(CallError::Ended, CallError::from);
+                // One that ended before it looked for requests gives this one back when it goes.
+                self.connection = None;
+                let unsent = match answer.as_mut().poll(&mut Context::from_waker(nobody)) {
+                    Poll::Ready(Err(mut failed)) => failed.take_message(),
+                    _ => None,
+                };
+                return Poll::Ready(Err(Unanswered { error, unsent }));
             }
+            Poll::Pending
         })
         .await
     }
@@ -214,17 +220,17 @@ impl PodBody {
         self.line.as_mut().map_or(Poll::Ready(Ok(())), |line| line.drive(cx))
     }
 
-    /// The connection rests after the last frame.
+    /// The connection rests after the last frame. Whether it can take another request shows when there is one.
     fn passed(
         &mut self,
         frame: Option<hyper::Result<Frame<Bytes>>>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.passing = true;
         if frame.is_none()
-            && let Some(mut line) = self.line.take()
-            && line.is_free()
+            && let Some(line) = self.line.take()
+            && !line.ended
         {
-            self.resting.put(&self.authority, line, Instant::now());
+            self.resting.put(self.authority.as_str(), line, Instant::now());
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
     }
@@ -266,17 +272,19 @@ impl Body for PodBody {
 /// A connection that rests, and since when.
 type Rested = (Instant, Box<Line>);
 
+type Lines = HashMap<Box<str>, Vec<Rested>, RandomState>;
+
 /// Connections that wait for their next request.
 #[derive(Debug, Default)]
 struct Resting {
-    /// By where they lead; those that came last are last.
-    lines: Mutex<HashMap<Authority, Vec<Rested>>>,
+    /// By where they lead, as text; those that came last are last.
+    lines: Mutex<Lines>,
     is_swept: AtomicBool,
 }
 
 impl Resting {
     /// The one that has rested the shortest and can take a request.
-    fn take(&self, authority: &Authority, now: Instant) -> Option<Box<Line>> {
+    fn take(&self, authority: &str, now: Instant) -> Option<Box<Line>> {
         loop {
             let (since, mut line) = self.lock().get_mut(authority)?.pop()?;
             if now.saturating_duration_since(since) < LONGEST_REST && line.is_free() {
@@ -285,11 +293,11 @@ impl Resting {
         }
     }
 
-    fn put(self: &Arc<Self>, authority: &Authority, line: Box<Line>, now: Instant) {
+    fn put(self: &Arc<Self>, authority: &str, line: Box<Line>, now: Instant) {
         let mut lines = self.lock();
         match lines.get_mut(authority) {
             Some(known) => known.push((now, line)),
-            None => drop(lines.insert(authority.clone(), vec![(now, line)])),
+            None => drop(lines.insert(authority.into(), vec![(now, line)])),
         }
         drop(lines);
         if !self.is_swept.swap(true, Ordering::Relaxed) {
@@ -302,7 +310,7 @@ impl Resting {
     /// To look at one is a system call, and to close one another. So the lock, for which requests wait, is held for neither: the
     /// connections to a host are taken out meanwhile, and requests that come then make new ones.
     fn close_outworn(&self, now: Instant) -> usize {
-        let hosts: Vec<Authority> = self.lock().keys().cloned().collect();
+        let hosts: Vec<Box<str>> = self.lock().keys().cloned().collect();
         let mut closed = 0;
         for host in hosts {
             let Some(rested) = self.lock().get_mut(&host).map(std::mem::take) else { continue };
@@ -324,7 +332,7 @@ impl Resting {
         closed
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Authority, Vec<Rested>>> {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
         // Nothing panics while it holds the lock.
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }

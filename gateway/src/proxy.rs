@@ -8,11 +8,11 @@ use fairlead_openai::{ApiError, Model, ModelList};
 use http::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant as TokioInstant, timeout_at};
 
 use crate::body::{self, GatewayBody};
+use crate::client_body::ClientBody;
 use crate::config::ServeConfig;
 use crate::exchange::Exchange;
 use crate::forward::{forward, refuse};
@@ -86,7 +86,7 @@ impl Gateway {
     }
 
     /// Answers one request.
-    pub async fn handle(self: &Arc<Self>, request: Request<Incoming>) -> Response<GatewayBody> {
+    pub async fn handle(self: &Arc<Self>, request: Request<ClientBody>) -> Response<GatewayBody> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         let api = match path {
@@ -146,7 +146,7 @@ impl Gateway {
         self: &Arc<Self>,
         api: Api,
         headers: &HeaderMap,
-        body: Incoming,
+        body: ClientBody,
         mut exchange: Box<Exchange>,
     ) -> Response<GatewayBody> {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
@@ -169,7 +169,7 @@ impl Gateway {
     }
 
     /// The whole body, when it is not too large and not too slow.
-    async fn read(&self, headers: &HeaderMap, mut body: Incoming) -> Result<Bytes, ApiError> {
+    async fn read(&self, headers: &HeaderMap, mut body: ClientBody) -> Result<Bytes, ApiError> {
         if let Some(coding) = headers.get(CONTENT_ENCODING).filter(|coding| *coding != "identity") {
             let message = format!(
                 "the request body is compressed (content-encoding: {coding:?}); send it uncompressed"
@@ -258,7 +258,7 @@ impl Gateway {
         match text {
             Ok(text) => {
                 let mut response = body::json(StatusCode::OK, text);
-                headers::set(response.headers_mut(), headers::REQUEST_ID, &exchange.id);
+                headers::set_name(response.headers_mut(), headers::REQUEST_ID, &exchange.id);
                 exchange.answered(200);
                 exchange.ended(Outcome::Ok, None);
                 response
@@ -272,7 +272,7 @@ impl Gateway {
 }
 
 /// Reads on for a while and forgets it: a client that is still sending would otherwise see a reset instead of the answer.
-async fn discard(mut body: Incoming, deadline: TokioInstant) {
+async fn discard(mut body: ClientBody, deadline: TokioInstant) {
     const MOST: usize = 64 << 20;
     let deadline = deadline.min(TokioInstant::now() + Duration::from_secs(5));
     let mut read = 0;

@@ -281,7 +281,7 @@ impl Relay {
         // The variant's fault, though its user will not feel it.
         self.exchange.attempt_failed();
         tracing::info!(
-            request_id = self.exchange.id,
+            request_id = self.exchange.id.as_str(),
             endpoint = self.exchange.address(),
             tokens = tap.tokens().len(),
             detail,
@@ -300,7 +300,7 @@ impl Relay {
         self.exchange.failovers += 1;
         self.exchange.endpoint = Some(Arc::clone(in_flight.endpoint()));
         tracing::info!(
-            request_id = self.exchange.id,
+            request_id = self.exchange.id.as_str(),
             endpoint = self.exchange.address(),
             detail,
             "another pod goes on with the stream"

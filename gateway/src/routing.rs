@@ -115,6 +115,6 @@ fn shadows(snapshot: &RoutingSnapshot) -> BTreeSet<ShadowLabels> {
     let routes = snapshot.routes().into_iter();
     let mirrored = routes.filter_map(|route| Some((route, route.shadow.as_ref()?)));
     mirrored
-        .map(|(route, rule)| ShadowLabels { route: route.id.clone(), backend: rule.backend.clone() })
+        .map(|(route, rule)| ShadowLabels { route: route.id.to_string(), backend: rule.backend.clone() })
         .collect()
 }

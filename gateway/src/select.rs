@@ -14,6 +14,7 @@ use rand::Rng;
 
 use crate::decide::Decision;
 use crate::endpoint::{Endpoint, least_loaded};
+use crate::name::Name;
 use crate::policy::{Ask, Policies, Target, Verdict};
 use crate::snapshot::{Route, RouteBackend};
 use crate::split;
@@ -55,18 +56,18 @@ pub struct Candidates<'a> {
 #[derive(Debug, Default)]
 pub struct Selection {
     decision: Decision,
-    intended: Option<String>,
+    intended: Option<Name>,
     began: Option<Variant>,
     pinned: bool,
     /// Addresses, as [`Endpoint::key`] has them.
     tried: Vec<u64>,
-    left_out: Vec<String>,
+    left_out: Vec<Name>,
 }
 
 /// A backend at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Variant {
-    backend: String,
+    backend: Name,
     /// `None` where it is not known.
     revision: Option<String>,
 }
@@ -94,20 +95,20 @@ impl Selection {
     }
 
     /// The backend that was chosen first.
-    pub fn intended(&self) -> Option<&str> {
-        self.intended.as_deref()
+    pub fn intended(&self) -> Option<&Name> {
+        self.intended.as_ref()
     }
 
     /// An answer of this backend and revision has begun: from now on only endpoints of both are chosen, whatever the weights say
     /// by then. With a revision of `None`, or of an endpoint whose revision is not known, compare what the pod answers.
-    pub fn pin(&mut self, backend: &str, revision: Option<&str>) {
-        self.began = Some(Variant { backend: backend.to_owned(), revision: revision.map(str::to_owned) });
+    pub fn pin(&mut self, backend: &Name, revision: Option<&str>) {
+        self.began = Some(Variant { backend: backend.clone(), revision: revision.map(str::to_owned) });
         self.pinned = true;
     }
 
     /// This backend is no more for this request: it is full, or its circuit is open.
-    pub fn leave_out(&mut self, backend: &str) {
-        self.left_out.push(backend.to_owned());
+    pub fn leave_out(&mut self, backend: &Name) {
+        self.left_out.push(backend.clone());
     }
 
     /// Counts an endpoint as tried that was chosen elsewhere.
@@ -119,7 +120,7 @@ impl Selection {
     /// first. Counts as tried only when [`Self::note_tried`] says so.
     pub fn another(&self, backend: &RouteBackend, now: Instant, rng: &mut dyn Rng) -> Option<Arc<Endpoint>> {
         let members = self.members(backend, 1, Class::Well, now);
-        let candidates = self.of_one_revision(backend, &members);
+        let candidates = self.of_one_revision(backend, members);
         least_loaded(&candidates, rng).map(|index| Arc::clone(candidates[index]))
     }
 
@@ -165,23 +166,17 @@ impl Selection {
         let classes = [Class::Well, Class::Ejected, Class::Tried];
         for (class, weights) in classes.iter().flat_map(|class| ranks.iter().map(move |rank| (*class, rank)))
         {
-            let members: Vec<Vec<&Arc<Endpoint>>> = route
-                .backends
-                .iter()
-                .zip(weights)
-                .map(|(backend, weight)| self.members(backend, *weight, class, now))
-                .collect();
-            let index = if members[intended].is_empty() {
-                let left = weights.iter().zip(&members);
+            let members = |index: usize| self.members(&route.backends[index], weights[index], class, now);
+            let (mut index, mut found) = (intended, members(intended));
+            if found.is_empty() {
+                let left = weights.iter().enumerate();
                 let left: Vec<u32> =
-                    left.map(|(weight, members)| if members.is_empty() { 0 } else { *weight }).collect();
-                self.choose_backend(route, &left, rng)
-            } else {
-                Some(intended)
-            };
-            let Some(index) = index else { continue };
+                    left.map(|(at, weight)| if members(at).is_empty() { 0 } else { *weight }).collect();
+                let Some(other) = self.choose_backend(route, &left, rng) else { continue };
+                (index, found) = (other, members(other));
+            }
             let backend = &route.backends[index];
-            let endpoints = self.of_one_revision(backend, &members[index]);
+            let endpoints = self.of_one_revision(backend, found);
             if !endpoints.is_empty() {
                 return Ok(Candidates { backend, endpoints, fresh: class != Class::Tried });
             }
@@ -268,17 +263,17 @@ impl Selection {
     fn of_one_revision<'b>(
         &self,
         backend: &RouteBackend,
-        members: &[&'b Arc<Endpoint>],
+        members: Vec<&'b Arc<Endpoint>>,
     ) -> Vec<&'b Arc<Endpoint>> {
         let began = self.began.as_ref().filter(|variant| variant.backend == backend.name);
         let wanted = match began.and_then(|variant| variant.revision.clone()) {
             Some(revision) => Some(revision),
-            None => self.decision.subject.and_then(|subject| sticky_revision(members, subject)),
+            None => self.decision.subject.and_then(|subject| sticky_revision(&members, subject)),
         };
-        let Some(wanted) = wanted else { return members.to_vec() };
+        let Some(wanted) = wanted else { return members };
         let same: Vec<_> =
             members.iter().copied().filter(|endpoint| endpoint.revision() == Some(wanted.as_str())).collect();
-        if same.is_empty() { members.to_vec() } else { same }
+        if same.is_empty() { members } else { same }
     }
 }
 

@@ -1,7 +1,9 @@
 //! One HTTP/1.1 listener: accepts, limits, serves, and leaves without cutting anybody off. Used for the API and for /metrics.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -15,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::GatewayBody;
+use crate::client_body::{ClientBody, ConnectionTask};
 use crate::metrics::Metrics;
 use crate::small_writes::SmallWrites;
 use crate::stall::StallGuard;
@@ -40,7 +43,7 @@ pub async fn serve<H, F>(
     stop: CancellationToken,
     abort: CancellationToken,
 ) where
-    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<ClientBody>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<GatewayBody>> + Send + 'static,
 {
     let connections = TaskTracker::new();
@@ -90,15 +93,17 @@ async fn connection<H, F>(
     stop: CancellationToken,
     abort: CancellationToken,
 ) where
-    H: Fn(Request<Incoming>) -> F,
+    H: Fn(Request<ClientBody>) -> F,
     F: Future<Output = Response<GatewayBody>>,
 {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     let io = TokioIo::new(StallGuard::new(SmallWrites(stream), limits.write_stall_timeout));
-    let service = service_fn(|request| {
-        let answer = handler(request);
+    let task = Arc::new(ConnectionTask::default());
+    let waker = Waker::from(Arc::clone(&task));
+    let service = service_fn(|request: Request<Incoming>| {
+        let answer = handler(request.map(|body| ClientBody::new(body, Arc::clone(&task))));
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let connection = http1::Builder::new()
@@ -108,15 +113,16 @@ async fn connection<H, F>(
     tokio::pin!(connection);
     let ended = tokio::select! {
         biased;
-        ended = connection.as_mut() => ended,
+        ended = poll_fn(|cx| task.drive(connection.as_mut(), &waker, cx)) => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                ended = connection.as_mut() => ended,
+                ended = poll_fn(|cx| task.drive(connection.as_mut(), &waker, cx)) => ended,
                 () = abort.cancelled() => Ok(()),
             }
         }
     };
+    task.ended();
     if let Err(error) = ended {
         // Clients come and go as they please; that is worth a line only to who looks for it.
         tracing::debug!(%error, "a connection ended with an error");

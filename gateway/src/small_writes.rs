@@ -7,6 +7,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use arrayvec::ArrayVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Most bytes that are copied.
@@ -16,16 +17,17 @@ const SMALL: usize = 2048;
 #[derive(Debug)]
 pub struct SmallWrites<S>(pub S);
 
-/// Copies the pieces that hold something; `None` when they are one, none, or more than the buffer has room for.
-fn together<'a>(pieces: &[IoSlice<'_>], buffer: &'a mut [u8; SMALL]) -> Option<&'a [u8]> {
-    let mut length = 0;
-    let mut count = 0;
-    for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
-        let end = length + piece.len();
-        buffer.get_mut(length..end)?.copy_from_slice(piece);
-        (length, count) = (end, count + 1);
+/// The pieces as one; `None` when only one holds something, or none, or when they are too large.
+fn together(pieces: &[IoSlice<'_>]) -> Option<ArrayVec<u8, SMALL>> {
+    let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+    if length > SMALL || pieces.iter().filter(|piece| !piece.is_empty()).count() < 2 {
+        return None;
     }
-    if count > 1 { buffer.get(..length) } else { None }
+    let mut one = ArrayVec::new();
+    for piece in pieces {
+        one.try_extend_from_slice(piece).ok()?;
+    }
+    Some(one)
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for SmallWrites<S> {
@@ -48,10 +50,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for SmallWrites<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut buffer = [0; SMALL];
         let inner = Pin::new(&mut self.0);
-        match together(bufs, &mut buffer) {
-            Some(one) => inner.poll_write(cx, one),
+        match together(bufs) {
+            Some(one) => inner.poll_write(cx, &one),
             None => inner.poll_write_vectored(cx, bufs),
         }
     }
@@ -76,10 +77,9 @@ mod tests {
 
     #[test]
     fn small_pieces_are_copied_and_large_ones_are_not() {
-        let mut buffer = [0; SMALL];
-        let mut copied = |pieces: &[&[u8]]| {
+        let copied = |pieces: &[&[u8]]| {
             let pieces: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-            together(&pieces, &mut buffer).map(<[u8]>::to_vec)
+            together(&pieces).map(|one| one.to_vec())
         };
         assert_eq!(copied(&[b"head", b"", b"body"]), Some(b"headbody".to_vec()));
         // Nothing to put together.
@@ -94,8 +94,8 @@ mod tests {
         #[test]
         fn no_byte_is_lost_or_moved(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..900), 0..6)) {
             let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-            if let Some(copied) = together(&slices, &mut [0; SMALL]) {
-                prop_assert_eq!(copied, pieces.concat());
+            if let Some(copied) = together(&slices) {
+                prop_assert_eq!(copied.to_vec(), pieces.concat());
             }
         }
     }

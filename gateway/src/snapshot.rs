@@ -15,6 +15,7 @@ use fairlead_crds::model_route::resilience;
 use fairlead_crds::model_route::rules::check;
 use fairlead_crds::model_route::shadow::ShadowEmbedder;
 use fairlead_crds::model_route::{Backend, ModelRoute, shares};
+use foldhash::fast::RandomState;
 use http::header::HeaderName;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
@@ -22,6 +23,7 @@ use kube::ResourceExt;
 
 use crate::decide::Stick;
 use crate::endpoint::Endpoint;
+use crate::name::Name;
 use crate::observe::RouteObserver;
 use crate::provider::credentials::Credentials;
 use crate::provider::target::Target;
@@ -63,7 +65,7 @@ pub struct Objects {
 /// Routes by model name.
 #[derive(Debug, Default)]
 pub struct RoutingSnapshot {
-    routes: HashMap<String, Arc<Route>>,
+    routes: HashMap<String, Arc<Route>, RandomState>,
     /// By address and revision.
     endpoints: HashMap<(String, Option<String>), Arc<Endpoint>>,
     problems: Vec<String>,
@@ -73,9 +75,9 @@ pub struct RoutingSnapshot {
 #[derive(Debug, Default)]
 pub struct Route {
     /// `namespace/name` of the ModelRoute.
-    pub id: String,
+    pub id: Name,
     /// What clients send as `model`.
-    pub model: String,
+    pub model: Name,
     /// When the ModelRoute was created, in Unix seconds; 0 where it does not say.
     pub created: u64,
     /// Its backends, in the route's order.
@@ -85,7 +87,7 @@ pub struct Route {
     /// What is observed of it.
     pub observed: RouteObserver,
     /// Its own split in one line.
-    pub split: Arc<str>,
+    pub split: Name,
     /// Which requests go elsewhere.
     pub rules: Arc<Rules>,
     /// Whose requests stay where they are.
@@ -102,13 +104,13 @@ pub struct Route {
 #[derive(Debug, Default)]
 pub struct RouteBackend {
     /// Its name within the route.
-    pub name: String,
+    pub name: Name,
     /// What subjects know it by; from the name.
     pub key: u64,
     /// Its share of the route's own split, relative to the others', with what a canary has.
     pub weight: u32,
     /// What a million tokens cost there, as the route has it.
-    pub cost: Option<String>,
+    pub cost: Option<Name>,
     /// What its pods call the model; `None` where they use the name that clients send.
     pub served_model: Option<String>,
     /// The revision that all of its pods serve, when that is certain.
@@ -236,9 +238,9 @@ impl Builder<'_> {
                     let unusable = known.unwrap_or_else(|| Unusable { problem, since: Timestamp::now() });
                     backends.push(RouteBackend {
                         key: split::key_of(&backend.name),
-                        name: backend.name.clone(),
+                        name: backend.name.as_str().into(),
                         weight,
-                        cost: backend.cost_per_million_tokens.clone(),
+                        cost: backend.cost_per_million_tokens.as_deref().map(Name::from),
                         circuit,
                         unusable: backend.provider.is_some().then_some(unusable),
                         ..RouteBackend::default()
@@ -279,8 +281,8 @@ impl Builder<'_> {
             observed,
             resilience,
             shadow,
-            model: model.clone(),
-            id,
+            model: model.as_str().into(),
+            id: id.into(),
         };
         self.next.routes.insert(model, Arc::new(route));
     }
@@ -314,9 +316,9 @@ impl Builder<'_> {
         known: Option<&Arc<Target>>,
         circuit: Arc<Circuit>,
     ) -> Result<RouteBackend, String> {
-        let name = backend.name.clone();
+        let name = Name::from(backend.name.as_str());
         let key = split::key_of(&name);
-        let cost = backend.cost_per_million_tokens.clone();
+        let cost = backend.cost_per_million_tokens.as_deref().map(Name::from);
         if let Some(provider) = &backend.provider {
             let target = providers::target(self.objects, namespace, backend, provider, known)
                 .map_err(|problem| format!("provider.{problem}"))?;

@@ -19,6 +19,7 @@ use crate::exchange::Exchange;
 use crate::headers;
 use crate::journey;
 use crate::metrics::{Api, FailoverResult};
+use crate::name::Name;
 use crate::proxy::Gateway;
 use crate::request::InferenceRequest;
 use crate::retry;
@@ -44,8 +45,8 @@ pub struct Kept {
     model: String,
     body: Bytes,
     headers: HeaderMap,
-    id: String,
-    backend: String,
+    id: Name,
+    backend: Name,
     revision: Option<HeaderValue>,
     tried: Vec<String>,
     /// Pods of another revision.

@@ -42,7 +42,7 @@ pub fn report(routing: &Routing, instance: &str, query: &Query, now: Instant, wa
     let wanted = |uid: &str| query.uid.as_ref().is_none_or(|wanted| wanted == uid);
     let routes = snapshot.routes().into_iter().filter(|route| wanted(&route.observed.uid)).map(|route| {
         let told = RouteReport {
-            route: route.id.clone(),
+            route: route.id.to_string(),
             uid: route.observed.uid.clone(),
             ..RouteReport::default()
         };

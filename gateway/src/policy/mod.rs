@@ -19,7 +19,7 @@ use fairlead_crds::model_route::endpoint_policy::{
 use http::HeaderMap;
 use prometheus_client::encoding::EncodeLabelValue;
 use rand::Rng;
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::endpoint::Endpoint;
 use crate::metrics::Metrics;
@@ -262,16 +262,16 @@ fn asked<'a>(ask: &Ask<'a>, target: &Target<'_>) -> Asked<'a> {
     let Target { route, policy, backend, served_model } = *target;
     // An endpoint is of one revision, and prefixes are remembered by endpoint: they cannot cross revisions. So the revision
     // need not be part of the scope, which it would change whenever it is unknown for a moment.
-    let mut scope = Xxh3Default::new();
-    for part in [Some(route), Some(backend), served_model, salt] {
-        // With its length, so that no two lists of parts read the same.
-        scope.update(&part.map_or(0, |part| part.len() as u64 + 1).to_le_bytes());
-        scope.update(part.unwrap_or_default().as_bytes());
-    }
+    let parts = [Some(route), Some(backend), served_model, salt];
+    // Part by part, so that no two lists of parts read the same.
+    let scope = parts.into_iter().fold(0_u64, |scope, part| match part {
+        Some(part) => xxh3_64_with_seed(part.as_bytes(), scope),
+        None => scope.wrapping_add(1),
+    });
     let session = policy.and_then(|policy| policy.session.as_ref());
     Asked {
         rules: policy.map_or_else(|| Rules::from(&Spec::default()), Rules::from),
-        scope: scope.digest(),
+        scope,
         prompt,
         session: session
             .and_then(|key| session_name(key, user, headers))

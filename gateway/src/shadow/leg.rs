@@ -75,7 +75,7 @@ pub fn mirror(
     if !is_inference || rand::rng().random_range(0..100) >= rule.percent {
         return None;
     }
-    let labels = ShadowLabels { route: route.id.clone(), backend: rule.backend.clone() };
+    let labels = ShadowLabels { route: route.id.to_string(), backend: rule.backend.clone() };
     let dropped = |result| gateway.metrics().shadows.counted(&labels, result);
     let Ok(place) = Arc::clone(&rule.places).try_acquire_owned() else {
         dropped(ShadowResult::Dropped);
