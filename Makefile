@@ -29,7 +29,9 @@ test-e2e: can-run build ## End-to-end tests on the local cluster, or on KUBECONF
 	$(E2E) test
 
 build: setup ## Release binaries: target/release/fairlead-{operator,gateway,inference,rag,e2e} and kubectl-fairlead
-	$(CARGO) build --release --workspace --bins --exclude fairlead-model-copy
+	$(CARGO) build --release --workspace --bins --exclude fairlead-model-copy --exclude fairlead-gateway
+	$(CARGO) build --profile gateway --package fairlead-gateway --bins
+	install target/gateway/fairlead-gateway target/release/
 	# Static, because it runs inside images that hold a model and nothing else.
 	$(CARGO) rustc --release --package fairlead-model-copy -- -C target-feature=+crt-static
 
@@ -88,8 +90,9 @@ bench-engine: setup ## Measure our engine beside transformers and llama.cpp on t
 	"$$python" bench/engine/bench.py target/release/fairlead-inference "$$FAIRLEAD_CACHE/bench" docs/benchmarks/engine.json
 
 bench-gateway: setup ## Measure our gateway beside nginx, sglang-router and LiteLLM; QUICK=1 for a first look
-	$(CARGO) build --release --package fairlead-gateway --package fairlead-bench-load --bins
+	$(CARGO) build --profile gateway --package fairlead-gateway --bins
+	$(CARGO) build --release --package fairlead-bench-load --bins
 	. scripts/env.sh
 	nginx="$$(scripts/setup.sh nginx)"
 	python="$$(scripts/setup.sh python bench/gateway/requirements.txt bench-gateway)/bin/python"
-	"$$python" bench/gateway/bench.py target/release/fairlead-gateway target/release/fairlead-bench-load "$$nginx" docs/benchmarks/gateway.json
+	"$$python" bench/gateway/bench.py target/gateway/fairlead-gateway target/release/fairlead-bench-load "$$nginx" docs/benchmarks/gateway.json

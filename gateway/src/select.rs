@@ -323,7 +323,7 @@ mod tests {
             Arc::new(endpoint.at_revision(revision.map(str::to_owned)))
         };
         RouteBackend {
-            name: name.to_owned(),
+            name: name.into(),
             key: split::key_of(name),
             weight,
             endpoints: addresses.iter().map(endpoint).collect(),
@@ -332,7 +332,7 @@ mod tests {
     }
 
     fn route(backends: Vec<RouteBackend>) -> Route {
-        Route { id: "ns/r".to_owned(), model: "m".to_owned(), backends, ..Route::default() }
+        Route { id: "ns/r".into(), model: "m".into(), backends, ..Route::default() }
     }
 
     /// With policies that remember nothing and a prompt that is too short to tell.
@@ -368,7 +368,7 @@ mod tests {
             let choice = pick(&mut selection, &route, &mut rng).expect("a choice");
             assert_ne!(choice.backend.name, "gone");
             a += u32::from(choice.backend.name == "a");
-            diverted += u32::from(selection.intended() != Some(choice.backend.name.as_str()));
+            diverted += u32::from(selection.intended() != Some(&choice.backend.name));
         }
         // Binomial: sigma is 40 for p = 0.8 and 50 for p = 0.5.
         assert!(a.abs_diff(8_000) < 200, "{a}");
@@ -448,7 +448,7 @@ mod tests {
     fn what_is_pinned_goes_on_with_its_backend_and_revision_or_nowhere() {
         let mut selection = Selection::default();
         let one = route(vec![backend("v1", 1, &["a@r1", "b@r1", "c@r2", "x"]), backend("v2", 1, &["d@r1"])]);
-        selection.pin("v1", Some("r1"));
+        selection.pin(&"v1".into(), Some("r1"));
         let walked: std::collections::BTreeSet<_> =
             (0..3).map(|seed| next(&mut selection, &one, seed).expect("a choice")).collect();
         assert_eq!(walked.into_iter().collect::<Vec<_>>(), ["a:1", "b:1", "x:1"]);
@@ -495,7 +495,7 @@ mod tests {
             (0..4).map(|seed| next(&mut selection, &route, seed).expect("a choice")).collect();
         assert_eq!(walked[..2], ["c:1", "d:1"]);
         assert_eq!(walked[2], "c:1", "then again from the first");
-        assert_eq!(selection.intended(), Some("gone"));
+        assert_eq!(selection.intended().map(Name::as_str), Some("gone"));
     }
 
     fn sticky(subject: u64) -> Selection {
@@ -514,7 +514,7 @@ mod tests {
             }
             let mut during = sticky(subject);
             assert_eq!(next(&mut during, &one, 0), Ok("a:1".to_owned()));
-            diverted += u32::from(during.intended() == Some("v2"));
+            diverted += u32::from(during.intended().is_some_and(|name| name == "v2"));
         }
         assert!((60..140).contains(&diverted), "{diverted}");
     }

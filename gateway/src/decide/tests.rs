@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::identity::Identity;
 use crate::rules::Rules;
@@ -13,13 +15,13 @@ fn route(rules: Value, by: StickyBy) -> Route {
     });
     let spec = serde_json::from_value(json!({"backends": backends, "rules": rules})).expect("a spec");
     let backends = costs.map(|(name, weight, _)| RouteBackend {
-        name: name.to_owned(),
+        name: name.into(),
         key: split::key_of(name),
         weight,
         ..RouteBackend::default()
     });
     Route {
-        id: "ns/chat".to_owned(),
+        id: "ns/chat".into(),
         backends: backends.into(),
         split: "v1=90 v2=10".into(),
         rules: Arc::new(Rules::new(&spec)),

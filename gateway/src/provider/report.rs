@@ -21,9 +21,9 @@ pub fn report(routing: &Routing, uid: Option<&str>) -> ProvidersReport {
 
 fn of_route(route: &Route) -> RouteProviders {
     let backends =
-        route.backends.iter().filter_map(|backend| Some((backend.name.clone(), of_backend(backend)?)));
+        route.backends.iter().filter_map(|backend| Some((backend.name.to_string(), of_backend(backend)?)));
     let backends: BTreeMap<_, _> = backends.collect();
-    RouteProviders { route: route.id.clone(), uid: route.observed.uid.clone(), backends }
+    RouteProviders { route: route.id.to_string(), uid: route.observed.uid.clone(), backends }
 }
 
 /// `None` of a backend that is no provider.
