@@ -36,6 +36,20 @@ const PER_LOOK: u64 = 150;
 /// Long steps of two identical versions, and their intervals.
 const LONG: (u64, u64) = (500, 2_000);
 
+/// The processor, and how many there are of it. The numbers do not depend on it.
+fn machine() -> String {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores", model.map_or(std::env::consts::ARCH, |(_, model)| model))
+}
+
+/// The commit that is measured, where git knows it.
+fn commit() -> Option<String> {
+    let told = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output().ok()?;
+    Some(String::from_utf8(told.stdout).ok()?.trim().to_owned()).filter(|commit| !commit.is_empty())
+}
+
 /// How a version behaves: failures, and log-normal latencies as servers have them.
 #[derive(Clone, Copy)]
 struct Version {
@@ -334,6 +348,8 @@ fn main() {
     println!("{late} of {rollouts} steps of {looks} intervals, two gates, were rolled back");
     if let Some(file) = std::env::args().nth(1) {
         let conditions = json!({
+            "machine": machine(), "commit": commit(), "date": format!("{:.0}", Timestamp::now()),
+            "versions": {"fairlead": env!("CARGO_PKG_VERSION")},
             "alpha": ALPHA, "rollouts": ROLLOUTS, "steps": [5, 25, 50], "gates": plan.gates.len(), "looksPerStep": 10,
             "requestsPerSecond": REQUESTS_PER_SECOND, "trialsOfWorseVersions": TRIALS,
             "workload": "errors 1 %; log-normal time to first token, tokens of an answer and time between tokens; seeded",

@@ -117,6 +117,27 @@ mod tests {
         route
     }
 
+    /// Operators and gateways of two versions run side by side in an upgrade. A rollout that they call by two names has nothing at the
+    /// gateways meanwhile and begins anew at the operator: a field that is added must not be written where the spec does not have it.
+    #[test]
+    fn all_versions_call_one_rollout_by_one_name() {
+        let canary = json!({
+            "backend": "v2", "paused": true, "steps": [{"weight": 5, "hold": "10m"}, {"weight": 50, "hold": "1h"}],
+            "analysis": {"gates": [
+                {"metric": "ErrorRate", "max": "2%"},
+                {"metric": "Prometheus", "max": "3", "prometheus": {"query": "up"}},
+                {"metric": "Evaluation", "evaluation": "faq", "score": "exactMatch", "min": "80%"},
+            ]},
+        });
+        let made = route(&canary, &json!(null));
+        assert_eq!(made.rollout_fingerprint(), "eaa785c1474b1867");
+        let written = serde_json::to_string(&(&made.spec.backends, &made.spec.canary)).unwrap();
+        assert!(!written.contains("null"), "{written}");
+        let mut resumed = made.clone();
+        resumed.spec.canary.as_mut().unwrap().paused = false;
+        assert_eq!(resumed.rollout_fingerprint(), made.rollout_fingerprint());
+    }
+
     fn shares(route: &ModelRoute) -> Vec<u32> {
         route.weights().iter().map(|(_, weight)| *weight).collect()
     }

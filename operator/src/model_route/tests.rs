@@ -6,6 +6,7 @@ use fairlead_crds::model_route::ModelRoute;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+mod edits;
 mod judging;
 mod moves;
 mod reaching;

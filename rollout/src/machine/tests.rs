@@ -1,6 +1,7 @@
 //! Stories.
 
 mod properties;
+mod skew;
 
 use super::*;
 use std::collections::BTreeMap;
