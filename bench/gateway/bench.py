@@ -286,12 +286,12 @@ def mirroring(clients, ours, direct, start_mirrored):
             metric = f"{quantile} of the added {what}"
             add_row(metric, "ms", "lower", added[mirrored.name], "without a shadow", added[ours.name], least=0.01)
         at_a_rate = shadow_counts(mirrored)
-        note(f"{what}: {at_a_rate}")
+        note(f"{what}: what came of the mirrored ones: {json.dumps(at_a_rate)}")
         what = "requests/s at saturation, chats of 1 kB, 64 connections, mirrored as far as 64 at a time go"
         results = measure(what, [ours, mirrored], lambda target: with_cpu(target, lambda: clients.wrk(target, [body], 64, SECONDS)))
         speed = values(results, lambda result: result["perSecond"])
         add_row(what, "requests/s", "higher", speed[mirrored.name], "without a shadow", speed[ours.name])
-        note(f"{what}: {shadow_counts(mirrored) - at_a_rate}")
+        note(f"{what}: what came of the mirrored ones: {json.dumps(shadow_counts(mirrored) - at_a_rate)}")
     finally:
         mirrored.stop()
 

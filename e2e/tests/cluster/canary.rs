@@ -1,6 +1,6 @@
 //! Canaries that take over step by step, and do what a person asks of them.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -66,6 +66,15 @@ async fn a_person_pauses_aborts_and_retries_by_requests_in_the_status() -> Resul
         for backend in ["one", "two"] {
             answered_by(&gateway, &model, backend).await?;
         }
+        // What a person sees first.
+        let table = kubectl(&["-n", &namespace, "get", "modelroutes"]).await?;
+        let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        let [head, row] = rows.as_slice() else { bail!("{table}") };
+        ensure!(
+            head.join(" ") == "NAME STABLE CANARY WEIGHT PHASE STEP READY REASON AGE"
+                && row.join(" ").starts_with("support-chat one two 40 Progressing 1/1 True Routed "),
+            "{table}"
+        );
         for (action, phase) in
             [("Pause", "Paused"), ("Abort", "RolledBack"), ("Retry", "Progressing"), ("Promote", "Promoted")]
         {
