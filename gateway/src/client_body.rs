@@ -107,8 +107,9 @@ impl Body for ClientBody {
                 this.asks = false;
                 cx.waker().wake_by_ref();
             }
-            // All of it is here: what it has asked for is of no use any more.
             Poll::Ready(None) => this.asks = false,
+            // All of it is here: what it has asked for is of no use any more.
+            Poll::Ready(Some(_)) if this.incoming.is_end_stream() => this.asks = false,
             Poll::Pending | Poll::Ready(Some(_)) => {}
         }
         frame

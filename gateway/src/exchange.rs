@@ -114,12 +114,12 @@ impl Exchange {
     }
 
     /// An attempt at a backend begins; `streamed`: the client asked for events.
-    pub fn attempt(&mut self, route: &Route, backend: &str, streamed: bool) {
+    pub fn attempt(&mut self, route: &Route, backend: &str, streamed: bool, now: Instant) {
         // What a rule sends, or what is pinned to a backend, says nothing of a canary.
         let own = self.decision.as_ref().is_some_and(Decision::by_own_split);
         let counted = own && self.api.is_inference();
         let how = (streamed, counted, self.subject);
-        self.observed.attempt(self.metrics.variants(), &route.observed, backend, how);
+        self.observed.attempt(self.metrics.variants(), &route.observed, backend, how, now);
     }
 
     /// The attempt failed by the variant's fault: no connection, a connection that broke, no answer in time.
@@ -191,12 +191,13 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let outcome = self.outcome.unwrap_or(Outcome::ClientGone);
-        let duration = self.started.elapsed();
+        let now = Instant::now();
+        let duration = now.saturating_duration_since(self.started);
         if let Some(watch) = &mut self.watch {
             watch.ended(outcome);
         }
         self.metrics.request_finished(self.api, self.status, outcome, duration, self.first_byte);
-        self.observed.ended(self.metrics.variants(), outcome);
+        self.observed.ended(self.metrics.variants(), outcome, now);
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(

@@ -136,8 +136,8 @@ impl<'a> Journey<'a> {
             let rules = &route.resilience;
             let most = rules.attempts.unwrap_or(gateway.max_attempts);
             let ask = self.request.ask(self.client, &gateway.trusted);
-            let choice =
-                self.selection.next(route, &gateway.policies, &ask, Instant::now(), &mut rand::rng());
+            let now = Instant::now();
+            let choice = self.selection.next(route, &gateway.policies, &ask, now, &mut rand::rng());
             let choice = match choice {
                 Ok(choice) => choice,
                 Err(reason) => {
@@ -149,7 +149,7 @@ impl<'a> Journey<'a> {
                 }
             };
             let backend = choice.backend;
-            let pass = match backend.circuit.enter(Instant::now(), self.patience(rules)).await {
+            let pass = match backend.circuit.enter(now, self.patience(rules, now)).await {
                 Ok(pass) => pass,
                 Err(Closed::Full) if !backend.circuit.breaker().diverts => {
                     note_place(exchange, &self.selection, backend, &choice.endpoint);
@@ -170,7 +170,8 @@ impl<'a> Journey<'a> {
             exchange.attempts += 1;
             note_place(exchange, &self.selection, backend, &choice.endpoint);
             exchange.endpoint_choice = Some(choice.verdict.why.word());
-            exchange.attempt(route, &backend.name, self.request.stream);
+            let begun = Instant::now();
+            exchange.attempt(route, &backend.name, self.request.stream, begun);
             let endpoint = choice.endpoint;
             let outcome = match &rules.hedge {
                 Some(hedge) if attempt == 1 => {
@@ -181,7 +182,7 @@ impl<'a> Journey<'a> {
                     }
                     outcome
                 }
-                _ => self.ask(backend, &endpoint, pass, rules).await,
+                _ => self.ask(backend, &endpoint, pass, rules, begun).await,
             };
             let error = match outcome {
                 Ok((answer, in_flight)) => {
@@ -214,10 +215,9 @@ impl<'a> Journey<'a> {
         }
     }
 
-    /// Until when a request waits for its backend.
-    fn patience(&self, rules: &Rules) -> Instant {
-        let first_byte =
-            Instant::now() + rules.first_byte.unwrap_or(self.gateway.upstream.first_byte_timeout());
+    /// Until when a request that sets out now waits for its backend.
+    fn patience(&self, rules: &Rules, now: Instant) -> Instant {
+        let first_byte = now + rules.first_byte.unwrap_or(self.gateway.upstream.first_byte_timeout());
         self.deadline.map_or(first_byte, |deadline| deadline.min(first_byte))
     }
 
@@ -228,6 +228,7 @@ impl<'a> Journey<'a> {
         endpoint: &Arc<Endpoint>,
         pass: Pass,
         rules: &Rules,
+        begun: Instant,
     ) -> Outcome {
         let in_flight = endpoint.begin().with_pass(pass);
         let path = self.request.api.path();
@@ -247,7 +248,8 @@ impl<'a> Journey<'a> {
             headers,
             body,
             stream: self.request.stream,
-            first_byte: self.patience(rules),
+            begun,
+            first_byte: self.patience(rules, begun),
             idle: rules.between_tokens,
             provider: backend.provider.as_deref(),
         };
@@ -277,8 +279,9 @@ impl<'a> Journey<'a> {
         exchange: &mut Exchange,
     ) -> (Outcome, Option<Arc<Endpoint>>) {
         let second = self.selection.another(backend, Instant::now(), &mut rand::rng());
-        let Some(second) = second else { return (self.ask(backend, endpoint, pass, rules).await, None) };
-        let mut first = Box::pin(self.ask(backend, endpoint, pass, rules));
+        let begun = Instant::now();
+        let mut first = Box::pin(self.ask(backend, endpoint, pass, rules, begun));
+        let Some(second) = second else { return (first.await, None) };
         if let Ok(outcome) = tokio::time::timeout(hedge.after, first.as_mut()).await {
             return (outcome, None);
         }
@@ -286,11 +289,12 @@ impl<'a> Journey<'a> {
             exchange.metrics().hedged(HedgeResult::Denied);
             return (first.await, None);
         }
-        let Ok(pass) = backend.circuit.enter(Instant::now(), Instant::now()).await else {
+        let now = Instant::now();
+        let Ok(pass) = backend.circuit.enter(now, now).await else {
             return (first.await, None);
         };
         exchange.attempts += 1;
-        let other = Box::pin(self.ask(backend, &second, pass, rules));
+        let other = Box::pin(self.ask(backend, &second, pass, rules, now));
         let (outcome, won) = match select(first, other).await {
             Either::Left((Ok(answer), _)) => (Ok(answer), false),
             Either::Right((Ok(answer), _)) => (Ok(answer), true),

@@ -81,20 +81,24 @@ impl Pool {
     ///
     /// # Errors
     /// When there is none.
-    pub async fn call(&self, mut request: Request<Full<Bytes>>) -> Result<Response<PodBody>, CallError> {
+    pub async fn call(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        now: Instant,
+    ) -> Result<Response<PodBody>, CallError> {
         let uri = std::mem::take(request.uri_mut());
         let authority =
             uri.authority().cloned().ok_or_else(|| CallError::Connect("the URI has no host".into()))?;
         let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
-        if let Ok(host) = HeaderValue::from_str(host_of(&authority)) {
-            request.headers_mut().insert(HOST, host);
-        }
         loop {
-            let (mut line, rested) = match self.resting.take(authority.as_str(), Instant::now()) {
+            let (mut line, rested) = match self.resting.take(authority.as_str(), now) {
                 Some(line) => (line, true),
-                None => (self.connect(&uri).await?, false),
+                None => (self.connect(&uri, &authority).await?, false),
             };
+            if let Some(host) = &line.host {
+                request.headers_mut().insert(HOST, host.clone());
+            }
             match line.ask(request).await {
                 Ok(response) => {
                     let resting = Arc::clone(&self.resting);
@@ -112,12 +116,13 @@ impl Pool {
         }
     }
 
-    async fn connect(&self, uri: &Uri) -> Result<Box<Line>, CallError> {
+    async fn connect(&self, uri: &Uri, authority: &Authority) -> Result<Box<Line>, CallError> {
         let connected = self.connector.clone().oneshot(uri.clone()).await;
         let stream = connected.map_err(|error| CallError::Connect(error.into()))?;
         let stream = TokioIo::new(SmallWrites(stream.into_inner()));
         let (sender, connection) = http1::handshake(stream).await?;
-        Ok(Box::new(Line { sender, connection: Some(connection), ended: false }))
+        let host = HeaderValue::from_str(host_of(authority)).ok();
+        Ok(Box::new(Line { sender, connection: Some(connection), ended: false, host }))
     }
 }
 
@@ -132,6 +137,8 @@ struct Line {
     /// `None` once a request was taken back from it.
     connection: Option<Connection<TokioIo<SmallWrites<TcpStream>>, Full<Bytes>>>,
     ended: bool,
+    /// Whom it leads to, as requests name it.
+    host: Option<HeaderValue>,
 }
 
 /// A request without an answer.
@@ -226,7 +233,12 @@ impl PodBody {
         frame: Option<hyper::Result<Frame<Bytes>>>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.passing = true;
-        if frame.is_none()
+        let is_last = match &frame {
+            None => true,
+            Some(Ok(_)) => self.incoming.is_end_stream(),
+            Some(Err(_)) => false,
+        };
+        if is_last
             && let Some(line) = self.line.take()
             && !line.ended
         {
@@ -266,6 +278,10 @@ impl Body for PodBody {
         let error = ready!(driven).err().map_or(BodyError::Ended, BodyError::from);
         this.line = None;
         Poll::Ready(Some(Err(error)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
     }
 }
 

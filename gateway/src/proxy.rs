@@ -7,6 +7,7 @@ use bytes::Bytes;
 use fairlead_openai::{ApiError, Model, ModelList};
 use http::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant as TokioInstant, timeout_at};
@@ -155,7 +156,7 @@ impl Gateway {
             return refuse(&error, Outcome::Overloaded, exchange);
         };
         exchange.slot = Some(slot);
-        let request = match self.read(headers, body).await {
+        let request = match self.read(headers, body, exchange.started()).await {
             Ok(body) => self.parse(api, body).await,
             Err(error) => Err(error),
         };
@@ -169,7 +170,12 @@ impl Gateway {
     }
 
     /// The whole body, when it is not too large and not too slow.
-    async fn read(&self, headers: &HeaderMap, mut body: ClientBody) -> Result<Bytes, ApiError> {
+    async fn read(
+        &self,
+        headers: &HeaderMap,
+        mut body: ClientBody,
+        begun: Instant,
+    ) -> Result<Bytes, ApiError> {
         if let Some(coding) = headers.get(CONTENT_ENCODING).filter(|coding| *coding != "identity") {
             let message = format!(
                 "the request body is compressed (content-encoding: {coding:?}); send it uncompressed"
@@ -180,7 +186,7 @@ impl Gateway {
         }
         let length =
             headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        let deadline = TokioInstant::now() + self.body_read_timeout;
+        let deadline = TokioInstant::from_std(begun) + self.body_read_timeout;
         let limit = self.max_request_bytes;
         if length.is_some_and(|length| length > limit) {
             // Who waits for 100 Continue has not sent anything yet, and reading would ask for it.
@@ -219,6 +225,9 @@ impl Gateway {
                 discard(body, deadline).await;
                 let message = "the gateway holds as many bytes of requests as it takes (--max-held-bytes); try again soon";
                 return Err(ApiError::unavailable("gateway_overloaded", message, 1));
+            }
+            if body.is_end_stream() {
+                return Ok(read.freeze());
             }
         }
     }

@@ -75,6 +75,13 @@ impl Body for AnswerBody {
             Self::Provider(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
         }
     }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Pod(body) => body.is_end_stream(),
+            Self::Provider(body) => body.is_end_stream(),
+        }
+    }
 }
 
 /// What to ask, and whom.
@@ -87,6 +94,8 @@ pub struct Call<'a> {
     pub body: Bytes,
     /// Whether a stream of events is asked for.
     pub stream: bool,
+    /// When it is asked.
+    pub begun: Instant,
     /// Until when the first byte must be there.
     pub first_byte: Instant,
     /// How long it may be silent in the middle of an answer, where that is not as the flag says.
@@ -183,8 +192,8 @@ impl Upstream {
     /// # Errors
     /// When nothing of an answer may be passed on; see [`AttemptError`].
     pub async fn ask(&self, call: Call<'_>) -> Result<Answer, AttemptError> {
-        let Call { uri, headers, body, stream, first_byte, idle, provider } = call;
-        let times = Times { begun: Instant::now(), first_byte, idle: idle.unwrap_or(self.idle_timeout) };
+        let Call { uri, headers, body, stream, begun, first_byte, idle, provider } = call;
+        let times = Times { begun, first_byte, idle: idle.unwrap_or(self.idle_timeout) };
         let deadline = first_byte.into();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
@@ -192,7 +201,7 @@ impl Upstream {
         *request.headers_mut() = headers;
         let response = match provider {
             Some(target) => timeout_at(deadline, of_provider(target, request)).await,
-            None => timeout_at(deadline, self.of_pod(request)).await,
+            None => timeout_at(deadline, self.of_pod(request, begun)).await,
         };
         let (head, body) = match response {
             Ok(answered) => answered?,
@@ -209,8 +218,12 @@ impl Upstream {
         if events { begin_stream(head, body, times).await } else { self.hold(head, body, times).await }
     }
 
-    async fn of_pod(&self, request: Request<Full<Bytes>>) -> Result<(Parts, AnswerBody), AttemptError> {
-        match self.pool.call(request).await {
+    async fn of_pod(
+        &self,
+        request: Request<Full<Bytes>>,
+        now: Instant,
+    ) -> Result<(Parts, AnswerBody), AttemptError> {
+        match self.pool.call(request, now).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
                 Ok((head, AnswerBody::Pod(body)))
@@ -234,14 +247,17 @@ impl Upstream {
                 Ok(None) => return Ok(Answer::Whole(head, held.freeze())),
                 Ok(Some(Err(error))) => return Err(AttemptError::Reset(chain(&error))),
                 Ok(Some(Ok(frame))) => {
-                    deadline = tokio::time::Instant::now() + times.idle;
-                    let Ok(data) = frame.into_data() else { continue };
+                    let data = frame.into_data().unwrap_or_default();
                     let fits = held.len() + data.len() <= self.max_held && held.push(&data);
                     if !fits {
                         // Passed through from here on; what is here goes first.
                         let first = Bytes::from([held.freeze(), data].concat());
                         return Ok(Answer::Begun { head, first, rest: body, events: false });
                     }
+                    if body.is_end_stream() {
+                        return Ok(Answer::Whole(head, held.freeze()));
+                    }
+                    deadline = tokio::time::Instant::now() + times.idle;
                 }
             }
         }

@@ -231,8 +231,16 @@ impl Kept {
             self.tried.push(endpoint.address().to_owned());
             let in_flight = endpoint.begin().with_pass(pass);
             let idle = rules.between_tokens;
-            let call =
-                Call { uri, headers: headers.clone(), body, stream: true, first_byte, idle, provider: None };
+            let call = Call {
+                uri,
+                headers: headers.clone(),
+                body,
+                stream: true,
+                begun: now,
+                first_byte,
+                idle,
+                provider: None,
+            };
             match gateway.upstream.ask(call).await {
                 Ok(Answer::Begun { head, first, rest, events: true })
                     if head.status.is_success() && head.headers.contains_key(&NOTES) =>

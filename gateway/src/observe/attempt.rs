@@ -52,8 +52,8 @@ impl Observed {
         route: &RouteObserver,
         backend: &str,
         (streamed, counted, subject): (bool, bool, Option<u64>),
+        now: Instant,
     ) {
-        let now = Instant::now();
         if self.current.as_ref().is_some_and(|it| it.variant.backend() == backend) {
             return;
         }
@@ -121,7 +121,7 @@ impl Observed {
     }
 
     /// The request has ended.
-    pub fn ended(&mut self, metrics: &VariantMetrics, outcome: Outcome) {
+    pub fn ended(&mut self, metrics: &VariantMetrics, outcome: Outcome, now: Instant) {
         let end = match outcome {
             Outcome::Ok => End::Answered,
             // A pod that had no room until the end; the gateway's own refusals come before any attempt.
@@ -133,7 +133,7 @@ impl Observed {
             Outcome::Refused | Outcome::NoEndpoint | Outcome::UnknownModel => End::Refused,
             Outcome::ClientGone => End::Left,
         };
-        self.end(metrics, end, Instant::now());
+        self.end(metrics, end, now);
     }
 
     fn was_in_vain(&self) -> bool {

@@ -58,7 +58,7 @@ fn pool() -> Pool {
 
 async fn ask(pool: &Pool, server: &Server) -> Result<Response<PodBody>, CallError> {
     let request = Request::post(server.uri.clone()).body(Full::from("ask")).expect("a request");
-    tokio::time::timeout(Duration::from_secs(20), pool.call(request)).await.expect("in time")
+    tokio::time::timeout(Duration::from_secs(20), pool.call(request, Instant::now())).await.expect("in time")
 }
 
 async fn whole(pool: &Pool, server: &Server) -> Result<Bytes, BodyError> {
@@ -140,7 +140,7 @@ async fn what_breaks_off_is_an_error_and_does_not_rest() {
     assert!(pool.resting.lock().is_empty());
     let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
     let request = Request::post(format!("http://{nobody}/")).body(Full::from("ask")).expect("a request");
-    assert!(matches!(pool.call(request).await, Err(CallError::Connect(_))));
+    assert!(matches!(pool.call(request, Instant::now()).await, Err(CallError::Connect(_))));
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_request_that_meets_the_end_of_its_connection_comes_back() {
         stream.write_all(WHOLE.as_bytes()).await.expect("written");
         stream
     };
-    let (answer, stream) = tokio::join!(pool.call(request), pod);
+    let (answer, stream) = tokio::join!(pool.call(request, Instant::now()), pod);
     answer.expect("an answer").into_body().collect().await.expect("whole");
     let (_, rested) = pool.resting.lock().drain().next().expect("a pod");
     let (_, mut line) = rested.into_iter().next().expect("a line that rests");

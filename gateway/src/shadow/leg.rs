@@ -174,6 +174,7 @@ async fn ask(gateway: &Gateway, asked: Asked, timeout: Duration) -> Option<Answe
         headers,
         body,
         stream,
+        begun,
         first_byte: begun + timeout,
         idle: None,
         provider: backend.provider.as_deref(),
@@ -210,12 +211,14 @@ async fn similarity(gateway: &Gateway, embedder: &Embedder, live: &str, shadow: 
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers::set(&mut headers, SHADOW, "true");
     let _in_flight = endpoint.begin();
+    let begun = Instant::now();
     let call = Call {
         uri: endpoint.uri("/v1/embeddings").ok()?,
         headers,
         body: Bytes::from(body.to_string()),
         stream: false,
-        first_byte: Instant::now() + COMPARISON,
+        begun,
+        first_byte: begun + COMPARISON,
         idle: None,
         provider: None,
     };
