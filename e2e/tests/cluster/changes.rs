@@ -11,7 +11,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::support::figures::{Figure, record};
-use crate::support::kubectl::list;
+use crate::support::gateways;
 use crate::support::{Gateway, SERVED, apply, await_ready, chat, in_namespace, model_route, worker};
 
 /// How often the weights change, and how often a rule does.
@@ -123,7 +123,7 @@ fn figure(what: &str, took: &mut [Duration]) -> Figure {
 
 /// The gateways' pods and how often each was restarted.
 async fn restarts() -> Result<Vec<(Value, Value)>> {
-    let pods = list("fairlead-system", "pod", "app.kubernetes.io/name=fairlead-gateway").await?;
+    let pods = gateways::pods().await?;
     let of = |pod: &Value| {
         (pod["metadata"]["uid"].clone(), pod["status"]["containerStatuses"][0]["restartCount"].clone())
     };

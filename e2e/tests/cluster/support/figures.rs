@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::kubectl::{kubectl, list, root};
+use super::kubectl::{kubectl, root};
 
 const FILE: &str = "docs/benchmarks/cluster.json";
 const ASKED: &str = "FAIRLEAD_WRITE_BENCHMARKS";
@@ -90,7 +90,7 @@ pub async fn record(figures: &[Figure]) -> Result<()> {
 async fn conditions() -> Result<Value> {
     let version: Value = serde_json::from_str(&kubectl(&["version", "-o", "json"]).await?)?;
     let nodes: Value = serde_json::from_str(&kubectl(&["get", "nodes", "-o", "json"]).await?)?;
-    let gateways = list("fairlead-system", "pod", "app.kubernetes.io/name=fairlead-gateway").await?.len();
+    let gateways = super::gateways::pods().await?.len();
     let read = |file: &str| std::fs::read_to_string(file).with_context(|| format!("reading {file}"));
     let (cpus, memory, release) =
         (read("/proc/cpuinfo")?, read("/proc/meminfo")?, read("/proc/sys/kernel/osrelease")?);

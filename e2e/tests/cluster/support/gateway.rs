@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use super::kubectl::{list, root};
+use super::gateways;
+use super::kubectl::root;
 use super::wait::eventually;
 
 /// The gateway's Service at a loopback port for as long as this lives.
@@ -28,7 +29,7 @@ impl Gateway {
     /// The same for every gateway's pod.
     pub async fn open_each() -> Result<Vec<Self>> {
         let mut all = Vec::new();
-        for pod in list("fairlead-system", "pod", "app.kubernetes.io/name=fairlead-gateway").await? {
+        for pod in gateways::pods().await? {
             let name = pod["metadata"]["name"].as_str().context("a pod has a name")?;
             all.push(Self::forward(&format!("pod/{name}"), ":8080").await?);
         }

@@ -1,16 +1,23 @@
 //! What the gateways, all of them, say of themselves: metrics and logs.
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::kubectl::{kubectl, list};
 
 const NAMESPACE: &str = "fairlead-system";
 const SELECTOR: &str = "app.kubernetes.io/name=fairlead-gateway";
 
+/// The gateways' pods, but those that are told to stop: after an upgrade some still finish their streams.
+pub async fn pods() -> Result<Vec<Value>> {
+    let all = list(NAMESPACE, "pod", SELECTOR).await?;
+    Ok(all.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())
+}
+
 /// The sum, over all gateways, of a metric's series whose labels hold each of `labels`, such as `backend="v1"`.
 pub async fn metric(name: &str, labels: &[&str]) -> Result<f64> {
     let mut sum = 0.0;
-    for pod in list(NAMESPACE, "pod", SELECTOR).await? {
+    for pod in pods().await? {
         let pod = pod["metadata"]["name"].as_str().context("a pod has a name")?;
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9000/proxy/metrics");
         let text = kubectl(&["get", "--raw", &path]).await?;
