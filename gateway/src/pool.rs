@@ -240,7 +240,9 @@ impl PodBody {
         };
         if is_last
             && let Some(line) = self.line.take()
+            // One that still sends its request, to a pod that has answered early, holds the request's body.
             && !line.ended
+            && line.sender.is_ready()
         {
             self.resting.put(self.authority.as_str(), line, Instant::now());
         }

@@ -8,7 +8,7 @@
 //! - the canary gets the step's weight and no more, 100 after promotion alone, 0 after a rollback;
 //! - a gate that fails is acted on while paused too: a pause keeps a canary from growing, not from being taken back;
 //! - what has ended stays so until the plan changes or a person asks to retry, and a plan that has ended once is known again;
-//! - a state that does not fit the plan, as after an edit by hand, is brought back to it without growing.
+//! - a state that does not fit the plan, as after an edit by hand, is brought back to a step of it that has no more, or to the first one.
 
 mod state;
 
@@ -153,8 +153,8 @@ impl Deciding<'_> {
     }
 
     /// Brings a state that no decision leads to back to the plan: one that somebody has edited, or put together from two backups. What has
-    /// ended gets its weight. What is under way begins its step anew, or the highest one below that has no more than its weight: nobody
-    /// gets more of the canary by it. Returns whether a step has begun.
+    /// ended gets its weight. What is under way begins its step anew, or the highest one below that has no more than its weight, or the
+    /// first one. Returns whether a step has begun.
     fn mend(&mut self, state: &mut State) -> bool {
         let plan = self.plan;
         state.canary.clone_from(&plan.canary);

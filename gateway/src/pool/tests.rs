@@ -196,6 +196,28 @@ async fn a_request_that_meets_the_end_of_its_connection_comes_back() {
     assert!(unanswered.unsent.is_some(), "{:?}", unanswered.error);
 }
 
+#[tokio::test]
+async fn a_connection_that_still_sends_its_request_does_not_rest() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let pool = pool();
+    // More than the kernel takes of what nobody reads.
+    let body = Bytes::from(vec![b'x'; 64 << 20]);
+    let request = Request::post(format!("http://{address}/")).body(Full::from(body)).expect("a request");
+    let pod = async {
+        let (mut stream, _) = listener.accept().await.expect("accepted");
+        let mut read = Vec::new();
+        while !read.windows(4).any(|end| end == b"\r\n\r\n") {
+            stream.read_buf(&mut read).await.expect("read");
+        }
+        stream.write_all(WHOLE.as_bytes()).await.expect("written");
+        stream
+    };
+    let (answer, _stream) = tokio::join!(pool.call(request, Instant::now()), pod);
+    answer.expect("an answer").into_body().collect().await.expect("whole");
+    assert!(pool.resting.lock().is_empty(), "it would hold the request until somebody looks at it");
+}
+
 #[test]
 fn hosts_are_named_as_clients_do() {
     for (authority, host) in [("h:80", "h"), ("h:8000", "h:8000"), ("h", "h"), ("[fd00::1]:80", "[fd00::1]")]

@@ -187,22 +187,26 @@ pub async fn follow(
         |c: &Caches| &c.pods,
         metrics,
     ));
+    // Read beside everything else, so that no change of weights waits for it.
+    let mut rereading = JoinSet::new();
     loop {
-        let reread = tokio::select! {
-            () = caches.changed.notified() => false,
-            _ = rereads.tick(), if credentials.any() => true,
+        tokio::select! {
+            () = caches.changed.notified() => tokio::time::sleep(COALESCE).await,
+            _ = rereads.tick(), if credentials.any() && rereading.is_empty() => {
+                rereading.spawn(credentials.reread(&client));
+                continue;
+            }
+            Some(Ok(read)) = rereading.join_next() => {
+                if !credentials.take(read) {
+                    continue;
+                }
+            }
             () = stop.cancelled() => break,
             _ = watches.join_next() => break,
-        };
-        if !reread {
-            tokio::time::sleep(COALESCE).await;
         }
         match caches.objects() {
             Ok(mut objects) => {
-                let new = credentials.refresh(&client, &objects.routes, reread).await;
-                if reread && !new {
-                    continue;
-                }
+                credentials.follow(&client, &objects.routes).await;
                 objects.credentials = credentials.known();
                 objects.provider_hosts = Some(Arc::clone(&provider_hosts));
                 routing.publish(&objects);

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use fairlead_crds::model_route::canary::{REFUSED, RolloutStatus};
-use fairlead_rollout::machine::Entry;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
@@ -38,19 +37,23 @@ impl Moves {
         // A clock that was set back, or a slower one of another leader, may have put a later entry before an earlier one.
         let told = told.and_then(|told| history.iter().rposition(|entry| entry.at == told));
         let first = told.map_or(0, |told| told + 1);
+        // As far as all was told of: what could not be is tried again, and holds up nothing that comes after it.
+        let mut whole = true;
+        let mut last = None;
         for (place, entry) in history.iter().enumerate().skip(first) {
             // The status says more of the last one.
             let message = rollout.message.as_deref().filter(|_| place + 1 == history.len());
             let message = message.filter(|message| !message.starts_with(REFUSED));
-            if is_recent(entry.at, now)
-                && !recorder.publish_once(&events::moved(entry, message), about, entry.at).await
-            {
-                return;
+            let told = !is_recent(entry.at, now)
+                || recorder.publish_once(&events::moved(entry, message), about, entry.at).await;
+            whole &= told;
+            if whole {
+                last = Some(entry.at);
             }
         }
-        if let Some(Entry { at, .. }) = history.get(first..).and_then(<[_]>::last) {
+        if let Some(at) = last {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.insert(uid.to_owned(), *at);
+            told.insert(uid.to_owned(), at);
         }
     }
 

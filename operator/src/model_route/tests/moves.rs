@@ -113,6 +113,21 @@ async fn an_event_that_the_api_server_did_not_take_is_told_at_the_next_look() {
 }
 
 #[tokio::test]
+async fn an_event_that_is_refused_holds_up_none_that_comes_after_it() {
+    let mut cluster = cluster_with_canary("[{weight: 20, hold: 1h}]");
+    cluster.fail_next("POST", 403);
+    cluster.fail_next("POST", 403);
+    step(&mut cluster, "models", "chat").await;
+    assert_eq!(cluster.events(), Vec::<String>::new());
+    ask(&cluster, "enough", "Abort");
+    cluster.fail_next("POST", 403);
+    step(&mut cluster, "models", "chat").await;
+    assert_eq!(cluster.events(), ["CanaryRolledBack"]);
+    step(&mut cluster, "models", "chat").await;
+    assert_eq!(cluster.events(), ["CanaryStep"], "tried again, and the other one not told twice");
+}
+
+#[tokio::test]
 async fn what_happened_long_ago_is_not_told_by_a_new_operator() {
     let mut cluster = cluster_with_canary("[{weight: 20, hold: 1h}]");
     step(&mut cluster, "models", "chat").await;
