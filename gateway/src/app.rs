@@ -53,7 +53,8 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
         }
     };
     let mut source = source;
-    let mut looks = tokio::spawn(check::follow(Arc::clone(&routing), stop_source.clone()));
+    // Its end would be no reason to end: without it, requests are served all the same.
+    let looks = tokio::spawn(check::follow(Arc::clone(&routing), stop_source.clone()));
     tracing::info!(
         api = %api_listener.local_addr()?,
         admin = %admin_listener.local_addr()?,
@@ -106,7 +107,6 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
     let delay = tokio::select! {
         told = signals.next() => if told == Told::Terminate { config.drain_delay } else { Duration::ZERO },
         ended = &mut source => anyhow::bail!("the source of routes ended by itself ({ended:?}); this is a bug"),
-        ended = &mut looks => anyhow::bail!("the task that looks at providers ended by itself ({ended:?}); this is a bug"),
         ended = &mut api => anyhow::bail!("the API listener ended by itself ({ended:?}); this is a bug"),
         ended = &mut admin => anyhow::bail!("the admin listener ended by itself ({ended:?}); this is a bug"),
     };

@@ -76,6 +76,8 @@ pub struct RoutingSnapshot {
 pub struct Route {
     /// `namespace/name` of the ModelRoute.
     pub id: Name,
+    /// Of the spec that this is of; `None` where the ModelRoute does not say, as in a file.
+    pub generation: Option<i64>,
     /// What clients send as `model`.
     pub model: Name,
     /// When the ModelRoute was created, in Unix seconds; 0 where it does not say.
@@ -270,8 +272,10 @@ impl Builder<'_> {
         let previous = previous.as_ref().map(|previous| &previous.observed);
         let observed = RouteObserver::of(&id, route, previous);
         let rules = self.rules(&id, &model, route);
+        let generation = route.metadata.generation;
         let route = Route {
             created,
+            generation,
             split: shares::line(backends.iter().map(|it| (it.name.as_str(), it.weight))).into(),
             rules,
             stick: self.stick(&id, route),

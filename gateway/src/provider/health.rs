@@ -31,8 +31,18 @@ pub struct Health {
 #[derive(Debug, Default)]
 struct Seen {
     reached: bool,
-    fault: Option<Fault>,
-    looked: Option<Instant>,
+    /// Why it cannot be connected to; a connection takes it away.
+    connection: Option<Fault>,
+    /// What is wrong by what it answers; only a success takes it away.
+    answer: Option<Fault>,
+    /// When it was looked at last, and how much of the usual time the next look waits; see [`Health::look_now`].
+    looked: Option<(Instant, f64)>,
+}
+
+impl Seen {
+    fn slot(&mut self, kind: TroubleKind) -> &mut Option<Fault> {
+        if is_of_connection(kind) { &mut self.connection } else { &mut self.answer }
+    }
 }
 
 #[derive(Debug)]
@@ -72,10 +82,10 @@ impl Health {
     /// Notes an answer, by its status.
     pub fn answered(&self, status: StatusCode, now: impl FnOnce() -> Timestamp) {
         match status.as_u16() {
-            // By these it has taken the key.
-            200..400 | 400 | 413 | 422 | 429 => {
+            // By these it has taken the key. Not by 400: with that, some refuse one.
+            200..=399 | 413 | 422 | 429 => {
                 if !self.well.load(Ordering::Relaxed) {
-                    self.reached(|_| true);
+                    self.reached(true);
                 }
             }
             401 | 403 => {
@@ -99,7 +109,7 @@ impl Health {
     /// Notes that it was connected to.
     pub fn connected(&self) {
         if !self.well.load(Ordering::Relaxed) {
-            self.reached(is_of_connection);
+            self.reached(false);
         }
     }
 
@@ -108,22 +118,25 @@ impl Health {
         self.noted(failure.kind, failure.message.clone(), 1, now);
     }
 
-    /// Whether it should be looked at now; if so, that is noted.
-    pub fn look_now(&self, now: Instant) -> bool {
+    /// Whether it should be looked at now; if so, that is noted, and the next time comes after `spread` (about 1) times the usual:
+    /// providers that came together are not looked at together for ever.
+    pub fn look_now(&self, now: Instant, spread: f64) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let troubled = seen.fault.as_ref().is_some_and(|fault| is_of_connection(fault.kind));
-        let again = if troubled { AGAIN_IN_TROUBLE } else { AGAIN };
-        let due = seen.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= again);
+        let again = if seen.connection.is_some() { AGAIN_IN_TROUBLE } else { AGAIN };
+        let due = seen.looked.is_none_or(|(looked, spread)| {
+            now.saturating_duration_since(looked).as_secs_f64() >= again.as_secs_f64() * spread
+        });
         if due {
-            seen.looked = Some(now);
+            seen.looked = Some((now, spread));
         }
         due
     }
 
-    /// What is told of it.
+    /// What is told of it. That it cannot be connected to comes first: it is so now and nothing else can be put right before it, while
+    /// what it answered is told again as soon as it answers.
     pub fn told(&self) -> ProviderReach {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let fault = seen.fault.as_ref().filter(|fault| fault.is_told());
+        let fault = [&seen.connection, &seen.answer].into_iter().flatten().find(|fault| fault.is_told());
         let trouble = fault.map(|fault| Trouble {
             kind: fault.kind,
             message: fault.message.clone(),
@@ -132,29 +145,33 @@ impl Health {
         ProviderReach { reached: seen.reached, trouble }
     }
 
-    /// It was reached: a fault of these kinds is over.
-    fn reached(&self, over: impl Fn(TroubleKind) -> bool) {
+    /// It was reached, with or without a success.
+    fn reached(&self, success: bool) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.reached = true;
-        if let Some(fault) = seen.fault.take_if(|fault| over(fault.kind))
-            && fault.is_told()
-        {
-            tracing::info!(was = fault.message, "a provider can be called again");
+        let answer = if success { seen.answer.take() } else { None };
+        for over in seen.connection.take().into_iter().chain(answer).filter(Fault::is_told) {
+            tracing::info!(was = over.message, "what was wrong with a provider is over");
         }
-        self.well.store(seen.fault.is_none(), Ordering::Relaxed);
+        self.well.store(seen.answer.is_none(), Ordering::Relaxed);
     }
 
     /// It could not be used, which counts so many times.
     fn noted(&self, kind: TroubleKind, message: String, times: u32, now: Timestamp) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = seen.fault.take();
-        let was_told = before.as_ref().is_some_and(Fault::is_told);
-        let (earlier, since) = before.map_or((0, now), |fault| (fault.times, fault.since));
+        let slot = seen.slot(kind);
+        let (earlier, since) = slot.as_ref().map_or((0, now), |fault| (fault.times, fault.since));
         let fault = Fault { kind, message, since, times: earlier.saturating_add(times) };
-        if fault.is_told() && !was_told {
-            tracing::warn!(problem = fault.message, "a provider cannot be called");
+        match slot {
+            // What is told stays until something else is sure, too.
+            Some(before) if before.is_told() && !fault.is_told() => before.times = fault.times,
+            before => {
+                if fault.is_told() && !before.as_ref().is_some_and(Fault::is_told) {
+                    tracing::warn!(problem = fault.message, "a provider cannot be called");
+                }
+                *before = Some(fault);
+            }
         }
-        seen.fault = Some(fault);
         self.well.store(false, Ordering::Relaxed);
     }
 }
@@ -245,16 +262,69 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_fails_once_takes_nothing_away_of_what_was_answered() {
+        let health = Health::default();
+        health.answered(StatusCode::UNAUTHORIZED, || at(1));
+        health.not_connected(&failure(TroubleKind::NotConnected), at(2));
+        assert_eq!(kind(&health), Some(TroubleKind::KeyRefused), "once happens to anyone");
+        health.not_connected(&failure(TroubleKind::NotConnected), at(3));
+        let trouble = health.told().trouble.expect("told");
+        assert_eq!((trouble.kind, trouble.since), (TroubleKind::NotConnected, at(2)), "what is so now");
+        health.connected();
+        let trouble = health.told().trouble.expect("told");
+        assert_eq!((trouble.kind, trouble.since), (TroubleKind::KeyRefused, at(1)));
+        // What was counted of refusals counts nothing for connections.
+        health.not_connected(&failure(TroubleKind::NotResolved), at(4));
+        assert_eq!(kind(&health), Some(TroubleKind::KeyRefused));
+        health.answered(StatusCode::OK, || at(5));
+        assert_eq!(health.told(), ProviderReach { reached: true, trouble: None });
+        health.not_connected(&failure(TroubleKind::NotResolved), at(6));
+        assert_eq!(kind(&health), None, "a success takes both away");
+    }
+
+    #[test]
+    fn an_unknown_model_stays_told_until_more_is_sure() {
+        let health = Health::default();
+        health.not_found("m", br#"{"error": {"code": "model_not_found"}}"#, at(1));
+        health.answered(StatusCode::FORBIDDEN, || at(2));
+        assert_eq!(kind(&health), Some(TroubleKind::ModelUnknown));
+        health.answered(StatusCode::FORBIDDEN, || at(3));
+        assert_eq!(kind(&health), Some(TroubleKind::KeyRefused));
+    }
+
+    #[test]
+    fn a_400_proves_nothing_of_the_key() {
+        let health = Health::default();
+        health.answered(StatusCode::UNAUTHORIZED, || at(1));
+        health.not_connected(&failure(TroubleKind::NotTrusted), at(1));
+        health.answered(StatusCode::BAD_REQUEST, || at(2));
+        let told = health.told();
+        assert_eq!((told.reached, told.trouble.map(|it| it.kind)), (true, Some(TroubleKind::KeyRefused)));
+        health.answered(StatusCode::UNPROCESSABLE_ENTITY, || at(3));
+        assert_eq!(kind(&health), None);
+    }
+
+    #[test]
+    fn looks_are_spread() {
+        let (soon, late, now) = (Health::default(), Health::default(), Instant::now());
+        assert!(soon.look_now(now, 0.9) && late.look_now(now, 1.1));
+        let earlier = now + AGAIN.mul_f64(0.95);
+        assert!(soon.look_now(earlier, 1.0) && !late.look_now(earlier, 1.0));
+        assert!(!late.look_now(now + AGAIN.mul_f64(1.05), 1.0));
+        assert!(late.look_now(now + AGAIN.mul_f64(1.15), 1.0));
+    }
+
+    #[test]
     fn who_is_in_trouble_is_looked_at_again_soon() {
         let (health, now) = (Health::default(), Instant::now());
-        assert!(health.look_now(now));
-        assert!(!health.look_now(now + AGAIN_IN_TROUBLE));
+        assert!(health.look_now(now, 1.0));
+        assert!(!health.look_now(now + AGAIN_IN_TROUBLE, 1.0));
         health.not_connected(&failure(TroubleKind::NotConnected), at(1));
-        assert!(health.look_now(now + AGAIN_IN_TROUBLE));
+        assert!(health.look_now(now + AGAIN_IN_TROUBLE, 1.0));
         health.connected();
-        assert!(!health.look_now(now + AGAIN_IN_TROUBLE * 2));
+        assert!(!health.look_now(now + AGAIN_IN_TROUBLE * 2, 1.0));
         health.answered(StatusCode::UNAUTHORIZED, || at(1));
-        assert!(!health.look_now(now + AGAIN_IN_TROUBLE * 3), "a look tells nothing of the key");
-        assert!(health.look_now(now + AGAIN_IN_TROUBLE + AGAIN));
+        assert!(!health.look_now(now + AGAIN_IN_TROUBLE * 3, 1.0), "a look tells nothing of the key");
+        assert!(health.look_now(now + AGAIN_IN_TROUBLE + AGAIN, 1.0));
     }
 }

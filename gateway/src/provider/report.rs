@@ -23,7 +23,12 @@ fn of_route(route: &Route) -> RouteProviders {
     let backends =
         route.backends.iter().filter_map(|backend| Some((backend.name.to_string(), of_backend(backend)?)));
     let backends: BTreeMap<_, _> = backends.collect();
-    RouteProviders { route: route.id.to_string(), uid: route.observed.uid.clone(), backends }
+    RouteProviders {
+        route: route.id.to_string(),
+        uid: route.observed.uid.clone(),
+        generation: route.generation,
+        backends,
+    }
 }
 
 /// `None` of a backend that is no provider.
@@ -35,5 +40,43 @@ fn of_backend(backend: &RouteBackend) -> Option<ProviderReach> {
             Some(ProviderReach { reached: false, trouble: Some(trouble) })
         }
         (None, None) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::provider::credentials::Credentials;
+    use crate::snapshot::{Objects, Origin, RoutingSnapshot};
+
+    #[test]
+    fn it_says_which_spec_it_is_of() {
+        let mut snapshot = RoutingSnapshot::default();
+        for generation in [4, 5] {
+            let route = serde_json::from_value(json!({
+                "apiVersion": "fairlead.dev/v1alpha1", "kind": "ModelRoute",
+                "metadata": {"name": "chat", "namespace": "ns", "uid": "u", "generation": generation},
+                "spec": {"backends": [{"name": "cloud", "provider": {"url": "https://h/v1", "model": "m"}}]},
+            }))
+            .expect("a route");
+            let objects = Objects {
+                origin: Origin::Cluster,
+                routes: vec![Arc::new(route)],
+                deployments: vec![],
+                slices: vec![],
+                revisions: HashMap::new(),
+                credentials: Credentials::default(),
+                provider_hosts: Some(Arc::from(vec![])),
+            };
+            snapshot = RoutingSnapshot::build(&objects, &snapshot);
+            let told = of_route(snapshot.routes()[0]);
+            assert_eq!((told.uid.as_str(), told.generation), ("u", Some(generation)));
+            assert!(told.backends.contains_key("cloud"));
+        }
     }
 }

@@ -39,9 +39,9 @@ pub async fn run(context: Arc<Context>, tell: mpsc::Sender<Changed>, stop: Cance
     }
 }
 
-/// What was known of each route when the gateways were last asked, by its uid.
+/// What was known of each route when the gateways were last asked, by its uid and generation: of another spec it is nothing.
 #[derive(Debug, Default)]
-pub struct Known(HashMap<String, Reach>);
+pub struct Known(HashMap<(String, Option<i64>), Reach>);
 
 impl Known {
     /// Asks once. The routes for which something else is known now.
@@ -57,13 +57,14 @@ impl Known {
         let before = std::mem::take(&mut self.0);
         let mut changed = Vec::new();
         for route in routes {
-            let (uid, now) = (route.uid().unwrap_or_default(), reach(&route, &said));
+            let spec = (route.uid().unwrap_or_default(), route.metadata.generation);
+            let now = reach(&route, &said);
             // What is unknown now changes nothing of what was known.
-            let now = if now == Reach::Unknown { before.get(&uid).cloned().unwrap_or(now) } else { now };
-            if before.get(&uid).unwrap_or(&Reach::Unknown) != &now {
+            let now = if now == Reach::Unknown { before.get(&spec).cloned().unwrap_or(now) } else { now };
+            if before.get(&spec).unwrap_or(&Reach::Unknown) != &now {
                 changed.push(Changed::Providers(route.namespace().unwrap_or_default(), route.name_any()));
             }
-            self.0.insert(uid, now);
+            self.0.insert(spec, now);
         }
         changed
     }

@@ -2,7 +2,8 @@
 //! asks them.
 //!
 //! Each gateway finds out for itself, so one may reach a provider that another does not: the trouble of one is told. Who says nothing,
-//! because it is older or has only just begun, changes nothing of what was known.
+//! because it is older or has only just begun, changes nothing of what was known. Who speaks of another spec than the route has now says
+//! nothing of this one, and is waited for.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -78,7 +79,7 @@ pub fn reach(route: &ModelRoute, said: &[(String, Said)]) -> Reach {
     if !names_providers(route) || (!said.is_empty() && said.iter().all(|(_, said)| *said == Said::Nothing)) {
         return Reach::Silent;
     }
-    let uid = route.uid().unwrap_or_default();
+    let (uid, generation) = (route.uid().unwrap_or_default(), route.metadata.generation);
     // Those that have the route: one that is starting, or carries another namespace, has none of it.
     let told: Vec<_> = said
         .iter()
@@ -89,8 +90,11 @@ pub fn reach(route: &ModelRoute, said: &[(String, Said)]) -> Reach {
             _ => None,
         })
         .collect();
+    // A gateway of an older version does not say of which spec it speaks.
+    let (told, others): (Vec<_>, Vec<_>) =
+        told.into_iter().partition(|(_, route)| route.generation.is_none() || route.generation == generation);
     let mut troubles: Vec<(TroubleKind, String)> = Vec::new();
-    let (mut names, mut all_known) = (Vec::new(), !told.is_empty());
+    let (mut names, mut all_known) = (Vec::new(), !told.is_empty() && others.is_empty());
     let backends =
         route.spec.backends.iter().filter_map(|it| Some((it.name.as_str(), it.provider.as_ref()?)));
     for (backend, provider) in backends {
@@ -239,6 +243,13 @@ mod tests {
         Said::Report(serde_json::from_value(json!({"synced": true, "routes": routes})).unwrap())
     }
 
+    /// Of this spec.
+    fn of_generation(generation: i64, said: Said) -> Said {
+        let Said::Report(mut report) = said else { panic!("a report") };
+        report.routes[0].generation = Some(generation);
+        Said::Report(report)
+    }
+
     fn of(said: Vec<Said>) -> Reach {
         let named: Vec<_> = said.into_iter().enumerate().map(|(at, said)| (format!("g{at}"), said)).collect();
         reach(&route(), &named)
@@ -297,6 +308,20 @@ mod tests {
         let mut without = route();
         without.spec.backends.truncate(1);
         assert_eq!(reach(&without, &[]), Reach::Silent);
+    }
+
+    #[test]
+    fn what_is_said_of_another_spec_says_nothing_of_this_one() {
+        let good = |generation| of_generation(generation, said(&well(), &well()));
+        let bad = |generation| of_generation(generation, said(&trouble("NotTrusted", "expired"), &well()));
+        // The route has generation 2.
+        assert_eq!(of(vec![good(1)]), Reach::Unknown);
+        assert_eq!(of(vec![bad(1)]), Reach::Unknown);
+        assert_eq!(of(vec![bad(3)]), Reach::Unknown, "what this operator has not seen yet");
+        assert_eq!(of(vec![good(2), bad(1)]), Reach::Unknown, "who is behind is waited for");
+        assert!(matches!(of(vec![good(2), good(2)]), Reach::Reached { .. }));
+        let Reach::Trouble { message, .. } = of(vec![bad(2), good(1)]) else { panic!("trouble") };
+        assert!(message.starts_with("backend cloud: expired"), "{message}");
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub struct RouteProviders {
     pub route: String,
     /// Of the ModelRoute.
     pub uid: String,
+    /// Of the spec that this is of; `None` of older gateways.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
     /// By the name of the backend.
     pub backends: BTreeMap<String, ProviderReach>,
 }
@@ -82,6 +85,7 @@ mod tests {
         let report: ProvidersReport = serde_json::from_str(newer).unwrap();
         let trouble = report.routes[0].backends["cloud"].trouble.clone().unwrap();
         assert_eq!(trouble.kind, TroubleKind::Other);
+        assert_eq!(report.routes[0].generation, None, "an older gateway does not say");
         let again: ProvidersReport = serde_json::from_value(serde_json::to_value(&report).unwrap()).unwrap();
         assert_eq!(again, report);
     }

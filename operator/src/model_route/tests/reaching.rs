@@ -27,6 +27,13 @@ fn says(server: &Server, provider: &Value) {
     server.answers(200, json!({"synced": true, "routes": [route]}));
 }
 
+/// Of a spec.
+fn says_of(server: &Server, generation: i64, provider: &Value) {
+    let backends = json!({"cloud": provider});
+    let route = json!({"route": "models/chat", "uid": UID, "generation": generation, "backends": backends});
+    server.answers(200, json!({"synced": true, "routes": [route]}));
+}
+
 fn well() -> Value {
     json!({"reached": true})
 }
@@ -88,6 +95,35 @@ async fn trouble_of_a_provider_is_a_condition_and_an_event_until_it_is_over() {
     assert_eq!(asked(&mut cluster, &mut known).await, 1);
     assert_eq!(reachable(&cluster).unwrap().0, "True");
     assert_eq!(cluster.events(), ["ProvidersReached"]);
+}
+
+#[tokio::test]
+async fn an_edited_route_has_no_condition_until_gateways_tell_of_that_spec() {
+    let (mut cluster, gateways) = cluster(1).await;
+    let mut known = Known::default();
+    let generation = |cluster: &Cluster| {
+        cluster.get(&path("models", "chat")).unwrap()["metadata"]["generation"].as_i64().unwrap()
+    };
+    let first = generation(&cluster);
+    says_of(&gateways[0], first, &well());
+    assert_eq!(asked(&mut cluster, &mut known).await, 1);
+    assert_eq!(reachable(&cluster).unwrap().0, "True");
+
+    let mut edited = cluster.get(&path("models", "chat")).unwrap();
+    edited["spec"]["backends"][0]["provider"]["url"] = json!("https://other.example.com/v1");
+    edited["metadata"]["generation"] = json!(first + 1);
+    cluster.put(&path("models", "chat"), edited);
+    assert_eq!(generation(&cluster), first + 1);
+    step(&mut cluster, "models", "chat").await;
+    assert_eq!(reachable(&cluster), None, "what was heard is of the spec before");
+    // The gateway has not seen the edit yet.
+    assert_eq!(asked(&mut cluster, &mut known).await, 0);
+    assert_eq!(reachable(&cluster), None);
+
+    // The same words of the new spec are news.
+    says_of(&gateways[0], first + 1, &well());
+    assert_eq!(asked(&mut cluster, &mut known).await, 1);
+    assert_eq!(reachable(&cluster).unwrap().0, "True");
 }
 
 #[tokio::test]
