@@ -69,10 +69,7 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
     let gateway = Arc::new(Gateway::new(&config, Arc::clone(&routing), Arc::clone(&metrics)));
     let api = {
         let gateway = Arc::clone(&gateway);
-        move |request| {
-            let gateway = Arc::clone(&gateway);
-            async move { gateway.handle(request).await }
-        }
+        move |request| Arc::clone(&gateway).handle(request)
     };
     let mut api = tokio::spawn(server::serve(
         api_listener,

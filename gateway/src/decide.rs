@@ -9,7 +9,9 @@ use fairlead_crds::model_route::stickiness::StickyBy;
 use fairlead_openai::ApiError;
 use http::HeaderMap;
 use http::header::HeaderName;
+use smallvec::SmallVec;
 
+use crate::endpoint::FEW;
 use crate::headers;
 use crate::identity::TrustedHeaders;
 use crate::name::Name;
@@ -42,6 +44,11 @@ pub enum Weights {
     /// A rule's: backends and their weights, in ranks; a rank counts when those before it have no endpoint.
     Rule(Vec<Vec<(String, u32)>>),
 }
+
+/// The weight of each of a route's backends.
+pub type RankWeights = SmallVec<[u32; FEW]>;
+/// Weights, the preferred ones first. Requests without a rule's preferences have one rank.
+pub type Ranks = SmallVec<[RankWeights; 1]>;
 
 /// Whose requests stay with one backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -140,9 +147,11 @@ impl Decision {
     /// preferences.
     ///
     /// The route may be a newer one than was decided by: its own weights are those of now.
-    pub fn ranks(&self, route: &Route) -> Vec<Vec<u32>> {
+    pub fn ranks(&self, route: &Route) -> Ranks {
         match &self.by {
-            Weights::Route => vec![route.backends.iter().map(|backend| backend.weight).collect()],
+            Weights::Route => {
+                Ranks::from_buf([route.backends.iter().map(|backend| backend.weight).collect()])
+            }
             Weights::Rule(ranks) => ranks
                 .iter()
                 .map(|rank| {

@@ -4,7 +4,7 @@
 //! is of one revision: a pod of another revision at the same address is another endpoint, which inherits nothing.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -15,7 +15,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ejection::{Ejection, EjectionRules, Failure};
 use crate::metrics::Api;
+use crate::name::Name;
 use crate::resilience::circuit::Pass;
+
+/// So many endpoints, or backends, are few: lists of them that requests make need no allocation.
+pub const FEW: usize = 8;
 
 fn next_id() -> u32 {
     static LAST: AtomicU32 = AtomicU32::new(0);
@@ -40,8 +44,10 @@ pub struct Endpoint {
     uris: Vec<(&'static str, Uri)>,
     /// What of an API path is in the prefix already.
     stripped: &'static str,
-    revision: Option<String>,
+    revision: Option<Name>,
     in_flight: AtomicUsize,
+    /// Whether `ejection` has anything to say. Nearly always not, and each request asks all endpoints.
+    has_failed: AtomicBool,
     ejection: Mutex<Ejection>,
 }
 
@@ -102,6 +108,7 @@ impl Endpoint {
             stripped,
             revision: None,
             in_flight: AtomicUsize::new(0),
+            has_failed: AtomicBool::new(false),
             ejection: Mutex::default(),
         };
         let known = Api::PATHS.into_iter();
@@ -112,12 +119,12 @@ impl Endpoint {
     /// The same, known to serve this revision.
     #[must_use]
     pub fn at_revision(self, revision: Option<String>) -> Self {
-        Self { revision, ..self }
+        Self { revision: revision.map(Name::from), ..self }
     }
 
     /// The revision that it serves, where known. Caches of what it has seen belong to that revision.
-    pub fn revision(&self) -> Option<&str> {
-        self.revision.as_deref()
+    pub fn revision(&self) -> Option<&Name> {
+        self.revision.as_ref()
     }
 
     /// Tells it from all others of this process, also from an earlier one at the same address. Never 0.
@@ -171,22 +178,30 @@ impl Endpoint {
 
     /// Leaves it alone until then, because it says so itself.
     pub fn leave_alone_until(&self, until: Instant) {
-        self.ejection().leave_alone_until(until);
+        let mut ejection = self.ejection();
+        ejection.leave_alone_until(until);
+        self.has_failed.store(true, Ordering::Relaxed);
     }
 
     /// Whether it is being left alone after failures.
     pub fn is_ejected(&self, now: Instant) -> bool {
-        self.ejection().is_ejected(now)
+        self.has_failed.load(Ordering::Relaxed) && self.ejection().is_ejected(now)
     }
 
     /// Notes that it answered.
     pub fn record_success(&self) {
-        self.ejection().record_success();
+        if self.has_failed.load(Ordering::Relaxed) {
+            let mut ejection = self.ejection();
+            ejection.record_success();
+            self.has_failed.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Notes that it failed; true when that ejected it just now.
     pub fn record_failure(&self, failure: Failure, now: Instant) -> bool {
-        self.ejection().record_failure(failure, now, &EjectionRules::default())
+        let mut ejection = self.ejection();
+        self.has_failed.store(true, Ordering::Relaxed);
+        ejection.record_failure(failure, now, &EjectionRules::default())
     }
 
     fn ejection(&self) -> MutexGuard<'_, Ejection> {

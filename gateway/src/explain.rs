@@ -254,7 +254,7 @@ fn place(
         diverted_from: selection.intended().filter(|name| **name != backend.name).map(Name::to_string),
         endpoint: endpoint.address().to_owned(),
         endpoint_because: verdict.why.word(),
-        revision: endpoint.revision().map(str::to_owned),
+        revision: endpoint.revision().map(Name::to_string),
         served_model: backend.served_model.clone(),
         cost_per_million_tokens: backend.cost.as_ref().map(Name::to_string),
     })
@@ -310,7 +310,7 @@ fn candidates(
         all.extend(endpoints.iter().zip(explained).map(|(endpoint, explained)| Candidate {
             backend: backend.name.to_string(),
             endpoint: endpoint.address().to_owned(),
-            revision: endpoint.revision().map(str::to_owned),
+            revision: endpoint.revision().map(Name::to_string),
             in_flight: explained.in_flight,
             too_loaded: explained.too_loaded,
             prompt_bytes_cached: explained.matched,

@@ -14,7 +14,7 @@ use crate::body::{self, GatewayBody};
 use crate::decide;
 use crate::exchange::Exchange;
 use crate::failover::kept::{self, Kept};
-use crate::headers;
+use crate::headers::{self, ForPods};
 use crate::journey::{Arrived, Failure, Journey};
 use crate::metrics::Outcome;
 use crate::provider::{errors, rename};
@@ -41,24 +41,24 @@ pub async fn forward(
     route.resilience.earn();
     exchange.route = Some(route.id.clone());
     exchange.resumable = request.resumable;
-    let mut sent = headers::for_pod(client);
-    gateway.trusted.strip(&mut sent);
-    headers::set_name(&mut sent, headers::MODEL, &route.model);
-    headers::set_name(&mut sent, headers::REQUEST_ID, &exchange.id);
-    if request.resumable {
-        headers::set(&mut sent, kept::NOTES, "true");
-    }
+    let told = ForPods {
+        client,
+        trusted: &gateway.trusted,
+        model: route.model.clone(),
+        id: exchange.id.clone(),
+        more: request.resumable.then_some((kept::NOTES, HeaderValue::from_static("true"))),
+    };
     let decision = match decide::of_request(route, &gateway.trusted, client, &request.facts) {
         Ok(decision) => decision,
         Err(error) => return refuse(&error, Outcome::Refused, exchange),
     };
     exchange.subject = decision.subject;
     exchange.decision = Some(decision.clone());
-    exchange.watch = leg::mirror(gateway, route, request, (client, &sent), exchange.started());
+    exchange.watch = leg::mirror(gateway, route, request, &told, exchange.started());
     let deadline = route.resilience.request.map(|limit| exchange.started() + limit);
-    let mut journey = Journey::new(gateway, request, client, &sent, decision, deadline);
+    let mut journey = Journey::new(gateway, request, &told, decision, deadline);
     let failure = match Box::pin(journey.by_weights(&mut exchange)).await {
-        Ok(arrived) => return answered(gateway, request, &sent, arrived, deadline, exchange),
+        Ok(arrived) => return answered(gateway, request, &told, arrived, deadline, exchange),
         Err(failure) => failure,
     };
     let Some(why) = failure.falls_back() else { return failed(route, failure, exchange) };
@@ -76,7 +76,7 @@ pub async fn forward(
                 exchange.metrics().fell_back(why);
                 exchange.fallback = Some((from.unwrap_or_default(), why));
                 exchange.diverted_from = None;
-                return answered(gateway, request, &sent, arrived, deadline, exchange);
+                return answered(gateway, request, &told, arrived, deadline, exchange);
             }
             Err(failure) => {
                 tracing::info!(request_id = exchange.id.as_str(), backend = fallback.backend, %failure, "a fallback failed, too");
@@ -90,7 +90,7 @@ pub async fn forward(
 fn answered(
     gateway: &Arc<Gateway>,
     request: &InferenceRequest,
-    sent: &HeaderMap,
+    told: &ForPods<'_>,
     arrived: Arrived,
     deadline: Option<Instant>,
     mut exchange: Box<Exchange>,
@@ -114,7 +114,7 @@ fn answered(
             let notes = events && !provider && head.headers.contains_key(&kept::NOTES);
             let kept = notes
                 .then(|| {
-                    Kept::of(gateway, request, sent, &head.headers, in_flight.endpoint(), &exchange, deadline)
+                    Kept::of(gateway, request, told, &head.headers, in_flight.endpoint(), &exchange, deadline)
                 })
                 .flatten();
             let mut relay = Relay::new(first, rest, events, between_tokens, in_flight, exchange);
@@ -194,7 +194,7 @@ fn explain(headers: &mut HeaderMap, exchange: &Exchange) {
     }
     let revision = exchange.endpoint.as_ref().and_then(|endpoint| endpoint.revision());
     if let (Some(revision), false) = (revision, headers.contains_key(&headers::REVISION)) {
-        headers::set(headers, headers::REVISION, revision);
+        headers::set_name(headers, headers::REVISION, revision);
     }
 }
 

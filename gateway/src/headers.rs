@@ -6,6 +6,7 @@ use http::header::{
     TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
+use crate::identity::TrustedHeaders;
 use crate::name::Name;
 
 /// Names this request, in logs and to the client.
@@ -62,9 +63,33 @@ const HOP_BY_HOP: [HeaderName; 10] = [
 /// Without Accept-Encoding pods answer uncompressed, so that the ends of events in a stream can be seen.
 const NOT_FOR_PODS: [HeaderName; 6] = [HOST, CONTENT_LENGTH, ACCEPT_ENCODING, AUTHORIZATION, COOKIE, API_KEY];
 
-/// The headers of a client's request that go to a pod.
-pub fn for_pod(client: &HeaderMap) -> HeaderMap {
-    passed(client, |name| !NOT_FOR_PODS.contains(name))
+/// What pods are told with a request. Written for each pod that is asked, which is one for most requests.
+#[derive(Debug)]
+pub struct ForPods<'a> {
+    /// The client's headers.
+    pub client: &'a HeaderMap,
+    /// Those of them that say who asks, which pods need not know.
+    pub trusted: &'a TrustedHeaders,
+    /// The model that the client named.
+    pub model: Name,
+    /// The request's id.
+    pub id: Name,
+    /// Further ones.
+    pub more: Option<(HeaderName, HeaderValue)>,
+}
+
+impl ForPods<'_> {
+    /// The headers for one pod.
+    pub fn headers(&self) -> HeaderMap {
+        let Self { client, trusted, model, id, more } = self;
+        let mut headers = passed(client, |name| !NOT_FOR_PODS.contains(name) && !trusted.contains(name));
+        set_name(&mut headers, MODEL, model);
+        set_name(&mut headers, REQUEST_ID, id);
+        if let Some((name, value)) = more {
+            headers.insert(name, value.clone());
+        }
+        headers
+    }
 }
 
 /// The headers of a pod's answer that go to the client. A pod knows its own revision best.
@@ -158,13 +183,29 @@ mod tests {
             ("x-api-key", "k"),
             ("x-fairlead-model", "forged"),
             ("x-fairlead-tenant", "forged"),
+            ("x-tenant", "acme"),
+            ("x-request-id", "forged"),
             ("accept-encoding", "gzip"),
             ("traceparent", "00-a-b-01"),
             ("tracestate", "t"),
             ("content-type", "application/json"),
             ("user-agent", "u"),
         ]);
-        assert_eq!(names(&for_pod(&client)), ["content-type", "traceparent", "tracestate", "user-agent"]);
+        let trusted =
+            TrustedHeaders { tenant: Some(HeaderName::from_static("x-tenant")), ..TrustedHeaders::default() };
+        let more = Some((HeaderName::from_static("x-more"), HeaderValue::from_static("true")));
+        let told = ForPods { client: &client, trusted: &trusted, model: "m".into(), id: "1".into(), more };
+        let expected = [
+            "content-type",
+            "traceparent",
+            "tracestate",
+            "user-agent",
+            "x-fairlead-model",
+            "x-more",
+            "x-request-id",
+        ];
+        assert_eq!(names(&told.headers()), expected);
+        assert_eq!(told.headers()[MODEL], "m", "not what the client says");
     }
 
     #[test]

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use fairlead_crds::model_route::resilience::RetryOn;
 use futures::future::{Either, select};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::decide::Decision;
 use crate::ejection::Failure as EndpointFailure;
 use crate::endpoint::{Endpoint, InFlight};
 use crate::exchange::Exchange;
+use crate::headers::ForPods;
 use crate::metrics::{HedgeResult, Metrics, RetryReason};
 use crate::name::Name;
 use crate::provider::target::Target;
@@ -33,10 +34,7 @@ use crate::upstream::{Answer, AttemptError, Call};
 pub struct Journey<'a> {
     gateway: &'a Arc<Gateway>,
     request: &'a InferenceRequest,
-    /// The client's headers.
-    client: &'a HeaderMap,
-    /// Those for pods.
-    sent: &'a HeaderMap,
+    told: &'a ForPods<'a>,
     selection: Selection,
     deadline: Option<Instant>,
 }
@@ -84,12 +82,11 @@ impl<'a> Journey<'a> {
     pub fn new(
         gateway: &'a Arc<Gateway>,
         request: &'a InferenceRequest,
-        client: &'a HeaderMap,
-        sent: &'a HeaderMap,
+        told: &'a ForPods<'a>,
         decision: Decision,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { gateway, request, client, sent, selection: Selection::new(decision), deadline }
+        Self { gateway, request, told, selection: Selection::new(decision), deadline }
     }
 
     /// The backend that the weights chose.
@@ -135,7 +132,7 @@ impl<'a> Journey<'a> {
             };
             let rules = &route.resilience;
             let most = rules.attempts.unwrap_or(gateway.max_attempts);
-            let ask = self.request.ask(self.client, &gateway.trusted);
+            let ask = self.request.ask(self.told.client, &gateway.trusted);
             let now = Instant::now();
             let choice = self.selection.next(route, &gateway.policies, &ask, now, &mut rand::rng());
             let choice = match choice {
@@ -164,7 +161,7 @@ impl<'a> Journey<'a> {
                 }
             };
             if !choice.fresh {
-                tokio::time::sleep(retry::pause(attempt)).await;
+                Box::pin(tokio::time::sleep(retry::pause(attempt))).await;
             }
             attempt += 1;
             exchange.attempts += 1;
@@ -176,7 +173,7 @@ impl<'a> Journey<'a> {
             let outcome = match &rules.hedge {
                 Some(hedge) if attempt == 1 => {
                     let (outcome, second) =
-                        self.hedged((backend, &endpoint), pass, rules, hedge, exchange).await;
+                        Box::pin(self.hedged((backend, &endpoint), pass, rules, hedge, exchange)).await;
                     if let Some(second) = second {
                         self.selection.note_tried(&second);
                     }
@@ -237,10 +234,10 @@ impl<'a> Journey<'a> {
             Err(error) => return Err((AttemptError::Connect(error.to_string()), Some(in_flight))),
         };
         let (headers, body) = match &backend.provider {
-            None => (self.sent.clone(), self.request.body_for(backend.served_model.as_deref())),
+            None => (self.told.headers(), self.request.body_for(backend.served_model.as_deref())),
             Some(target) => match body::body(self.request.api, self.request.body(), target.model()) {
-                Ok(body) => (target.headers(self.client), body.into()),
-                Err(error) => return Err((AttemptError::Refused(error), None)),
+                Ok(body) => (target.headers(self.told.client), body.into()),
+                Err(error) => return Err((AttemptError::Refused(error.into()), None)),
             },
         };
         let call = Call {
@@ -314,7 +311,6 @@ impl<'a> Journey<'a> {
 }
 
 /// A pod's 5xx is its answer, unless the route wants others to be asked.
-#[expect(clippy::result_large_err, reason = "it is the answer to be passed on")]
 fn server_error(answer: Answer, rules: &Rules) -> Result<Answer, AttemptError> {
     let wanted = rules.retries(RetryOn::ServerError) || !rules.fallbacks.is_empty();
     match answer {
@@ -328,7 +324,6 @@ fn server_error(answer: Answer, rules: &Rules) -> Result<Answer, AttemptError> {
 }
 
 /// What a provider's answer comes to.
-#[expect(clippy::result_large_err, reason = "it is the answer to be passed on")]
 fn of_provider(
     answer: Result<Answer, AttemptError>,
     (backend, target): (&str, &Target),
@@ -349,9 +344,9 @@ fn of_provider(
     }
     // What is wrong with the request is wrong everywhere.
     Err(if matches!(error.status, 400 | 413 | 422) {
-        AttemptError::Refused(error)
+        AttemptError::Refused(error.into())
     } else {
-        AttemptError::Provider(error)
+        AttemptError::Provider(error.into())
     })
 }
 

@@ -49,3 +49,4 @@ pub mod stall;
 pub mod token;
 pub mod units;
 pub mod upstream;
+pub mod within;

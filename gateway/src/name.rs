@@ -8,8 +8,13 @@ use http::HeaderValue;
 
 /// A name, as text and as a header.
 #[derive(Clone, Default)]
-pub struct Name {
-    text: Arc<str>,
+pub struct Name(
+    /// `None` is the empty name.
+    Option<Arc<Forms>>,
+);
+
+struct Forms {
+    text: Box<str>,
     /// `None` where the text cannot be one.
     header: Option<HeaderValue>,
 }
@@ -17,18 +22,19 @@ pub struct Name {
 impl Name {
     /// As text.
     pub fn as_str(&self) -> &str {
-        &self.text
+        self.0.as_ref().map_or("", |forms| &forms.text)
     }
 
     /// As a header, unless it cannot be one.
     pub fn header(&self) -> Option<&HeaderValue> {
-        self.header.as_ref()
+        self.0.as_ref()?.header.as_ref()
     }
 }
 
 impl From<&str> for Name {
     fn from(text: &str) -> Self {
-        Self { text: text.into(), header: HeaderValue::from_str(text).ok() }
+        let forms = || Forms { text: text.into(), header: HeaderValue::from_str(text).ok() };
+        Self((!text.is_empty()).then(|| Arc::new(forms())))
     }
 }
 
@@ -42,7 +48,7 @@ impl Deref for Name {
     type Target = str;
 
     fn deref(&self) -> &str {
-        &self.text
+        self.as_str()
     }
 }
 
@@ -54,13 +60,13 @@ impl fmt::Display for Name {
 
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&*self.text, f)
+        fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
 impl PartialEq for Name {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
+        self.as_str() == other.as_str()
     }
 }
 
@@ -68,19 +74,19 @@ impl Eq for Name {}
 
 impl PartialEq<str> for Name {
     fn eq(&self, other: &str) -> bool {
-        *self.text == *other
+        *self.as_str() == *other
     }
 }
 
 impl PartialEq<&str> for Name {
     fn eq(&self, other: &&str) -> bool {
-        *self.text == **other
+        *self.as_str() == **other
     }
 }
 
 impl PartialEq<String> for Name {
     fn eq(&self, other: &String) -> bool {
-        *self.text == **other
+        *self.as_str() == **other
     }
 }
 

@@ -19,17 +19,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use http::header::HOST;
-use http::uri::{Authority, PathAndQuery};
+use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
+use pin_project_lite::pin_project;
 use tokio::net::TcpStream;
 use tokio::task::unconstrained;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant as TokioInstant, MissedTickBehavior, Sleep, sleep_until, timeout_at};
 use tower::ServiceExt;
 
 use crate::small_writes::SmallWrites;
@@ -58,6 +60,9 @@ pub enum CallError {
     /// It ended with no word of why.
     #[error("the connection ended before the answer")]
     Ended,
+    /// There is no answer yet.
+    #[error("there is no answer in time")]
+    Late,
 }
 
 /// Why an answer breaks off.
@@ -77,53 +82,73 @@ impl Pool {
         Self { connector, resting: Arc::default() }
     }
 
-    /// Sends a request to where its URI says and waits for the head of the answer.
+    /// Sends a request to where its URI says and waits for the head of the answer, until `deadline`.
+    ///
+    /// The request is taken out of where it is kept when it is sent: it is large, and otherwise each function on its way would have
+    /// room for it, and copy it there. It is of no use for another call. Connections are plain, whatever the URI's scheme.
     ///
     /// # Errors
     /// When there is none.
     pub async fn call(
         &self,
-        mut request: Request<Full<Bytes>>,
-        now: Instant,
+        kept: &mut Option<Request<Full<Bytes>>>,
+        (now, deadline): (Instant, Instant),
     ) -> Result<Response<PodBody>, CallError> {
-        let uri = std::mem::take(request.uri_mut());
-        let authority =
-            uri.authority().cloned().ok_or_else(|| CallError::Connect("the URI has no host".into()))?;
-        let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        *request.uri_mut() = Uri::from(path);
+        let authority = kept.as_mut().and_then(take_authority);
+        let authority = authority.ok_or_else(|| CallError::Connect("the URI has no host".into()))?;
         loop {
             let (mut line, rested) = match self.resting.take(authority.as_str(), now) {
                 Some(line) => (line, true),
-                None => (self.connect(&uri, &authority).await?, false),
-            };
-            if let Some(host) = &line.host {
-                request.headers_mut().insert(HOST, host.clone());
-            }
-            match line.ask(request).await {
-                Ok(response) => {
-                    let resting = Arc::clone(&self.resting);
-                    return Ok(response.map(|incoming| PodBody {
-                        incoming,
-                        line: Some(line),
-                        passing: false,
-                        authority,
-                        resting,
-                    }));
+                // In a box, because it is seldom needed.
+                None => {
+                    let connected = Box::pin(timeout_at(deadline.into(), self.connect(&authority))).await;
+                    (connected.map_err(|_| CallError::Late)??, false)
                 }
-                Err(Unanswered { unsent: Some(again), .. }) if rested => request = again,
+            };
+            // On lines of their own, since what `match` is asked about lives until its end.
+            let asking = line.ask(kept.take().ok_or(CallError::Ended)?, deadline);
+            let answered = asking.await;
+            match answered {
+                Ok(response) => {
+                    let (head, incoming) = response.into_parts();
+                    line.incoming = Some(incoming);
+                    let resting = Arc::clone(&self.resting);
+                    let body = PodBody { line: Some(line), passing: false, resting };
+                    return Ok(Response::from_parts(head, body));
+                }
+                Err(Unanswered { unsent: unsent @ Some(_), .. }) if rested => *kept = unsent,
                 Err(Unanswered { error, .. }) => return Err(error),
             }
         }
     }
 
-    async fn connect(&self, uri: &Uri, authority: &Authority) -> Result<Box<Line>, CallError> {
-        let connected = self.connector.clone().oneshot(uri.clone()).await;
+    async fn connect(&self, authority: &Authority) -> Result<Box<Line>, CallError> {
+        let uri =
+            Uri::builder().scheme(Scheme::HTTP).authority(authority.clone()).path_and_query("/").build();
+        let uri = uri.map_err(|error| CallError::Connect(error.into()))?;
+        let connected = self.connector.clone().oneshot(uri).await;
         let stream = connected.map_err(|error| CallError::Connect(error.into()))?;
         let stream = TokioIo::new(SmallWrites(stream.into_inner()));
         let (sender, connection) = http1::handshake(stream).await?;
         let host = HeaderValue::from_str(host_of(authority)).ok();
-        Ok(Box::new(Line { sender, connection: Some(connection), ended: false, host }))
+        let authority = authority.clone();
+        Ok(Box::new(Line {
+            sender,
+            connection: Some(connection),
+            ended: false,
+            host,
+            authority,
+            incoming: None,
+            timer: None,
+        }))
     }
+}
+
+/// Leaves of a request's URI what is written to where it leads.
+fn take_authority(request: &mut Request<Full<Bytes>>) -> Option<Authority> {
+    let Parts { authority, path_and_query, .. } = std::mem::take(request.uri_mut()).into_parts();
+    *request.uri_mut() = Uri::from(path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    authority
 }
 
 /// As a Host header has it: without the port that http has anyway.
@@ -139,6 +164,12 @@ struct Line {
     ended: bool,
     /// Whom it leads to, as requests name it.
     host: Option<HeaderValue>,
+    /// Where it leads.
+    authority: Authority,
+    /// The body of the answer that comes by it now.
+    incoming: Option<Incoming>,
+    /// Made once: to move a timer to a later time is next to nothing, to make one is not.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// A request without an answer.
@@ -166,41 +197,78 @@ impl Line {
         driven.poll(&mut Context::from_waker(Waker::noop())).is_pending() && self.sender.is_ready()
     }
 
+    /// Ready when it is later than that.
+    fn is_late(&mut self, deadline: TokioInstant, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        // Not as work of the task: a pod that keeps the connection busy with anything but an answer would be waited for for ever.
+        pin!(unconstrained(timer.as_mut())).poll(cx)
+    }
+
     /// Sends a request and waits for the head of the answer.
-    async fn ask(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Unanswered> {
+    fn ask(
+        &mut self,
+        mut request: Request<Full<Bytes>>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
+        if let Some(host) = &self.host {
+            request.headers_mut().insert(HOST, host.clone());
+        }
         // The answer comes from the connection and from nowhere else, and it is looked for each time the connection was driven.
         // So nobody need be woken for it, and its channel must not count as work of the task, which would wake it again.
-        let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
+        let answer = unconstrained(self.sender.try_send_request(request));
+        Asking { line: self, answer, is_sent: false, deadline: deadline.into() }
+    }
+}
+
+pin_project! {
+    /// Waits for the head of an answer. By hand, because an `async` function would have room for `answer` twice.
+    struct Asking<'a, F> {
+        line: &'a mut Line,
+        #[pin]
+        answer: F,
+        is_sent: bool,
+        deadline: TokioInstant,
+    }
+}
+
+type Sent = Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>>;
+
+impl<F: Future<Output = Sent>> Future for Asking<'_, F> {
+    type Output = Result<Response<Incoming>, Unanswered>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let (line, mut answer) = (this.line, this.answer);
         let nobody = Waker::noop();
-        let mut is_sent = false;
-        poll_fn(|cx| {
-            // To take a piece of the body wakes whom the connection was driven for. So what has come is fetched for nobody, and for
-            // the task only when it is about to wait.
-            let drivers: &[&Waker] = if is_sent { &[nobody, cx.waker()] } else { &[cx.waker()] };
-            is_sent = true;
-            for driver in drivers {
-                let driven = self.drive(&mut Context::from_waker(driver));
-                match answer.as_mut().poll(&mut Context::from_waker(nobody)) {
-                    Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
-                    Poll::Ready(Err(mut failed)) => {
-                        let unsent = failed.take_message();
-                        return Poll::Ready(Err(Unanswered { error: failed.into_error().into(), unsent }));
-                    }
-                    Poll::Pending => {}
+        // To take a piece of the body wakes whom the connection was driven for. So what has come is fetched for nobody, and for
+        // the task only when it is about to wait.
+        let drivers: &[&Waker] = if *this.is_sent { &[nobody, cx.waker()] } else { &[cx.waker()] };
+        *this.is_sent = true;
+        for driver in drivers {
+            let driven = line.drive(&mut Context::from_waker(driver));
+            match answer.as_mut().poll(&mut Context::from_waker(nobody)) {
+                Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
+                Poll::Ready(Err(mut failed)) => {
+                    let unsent = failed.take_message();
+                    return Poll::Ready(Err(Unanswered { error: failed.into_error().into(), unsent }));
                 }
-                let Poll::Ready(ended) = driven else { continue };
-                let error = ended.err().map_or(CallError::Ended, CallError::from);
-                // One that ended before it looked for requests gives this one back when it goes.
-                self.connection = None;
-                let unsent = match answer.as_mut().poll(&mut Context::from_waker(nobody)) {
-                    Poll::Ready(Err(mut failed)) => failed.take_message(),
-                    _ => None,
-                };
-                return Poll::Ready(Err(Unanswered { error, unsent }));
+                Poll::Pending => {}
             }
-            Poll::Pending
-        })
-        .await
+            let Poll::Ready(ended) = driven else { continue };
+            let error = ended.err().map_or(CallError::Ended, CallError::from);
+            // One that ended before it looked for requests gives this one back when it goes.
+            line.connection = None;
+            let unsent = match answer.as_mut().poll(&mut Context::from_waker(nobody)) {
+                Poll::Ready(Err(mut failed)) => failed.take_message(),
+                _ => None,
+            };
+            return Poll::Ready(Err(Unanswered { error, unsent }));
+        }
+        ready!(line.is_late(*this.deadline, cx));
+        Poll::Ready(Err(Unanswered { error: CallError::Late, unsent: None }))
     }
 }
 
@@ -213,20 +281,26 @@ impl fmt::Debug for Line {
 /// The body of a pod's answer, which drives the connection that it comes on.
 #[derive(Debug)]
 pub struct PodBody {
-    incoming: Incoming,
     /// `None` after the end.
     line: Option<Box<Line>>,
     /// A frame was passed on since nothing more was there.
     passing: bool,
-    authority: Authority,
     resting: Arc<Resting>,
 }
 
-impl PodBody {
-    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        self.line.as_mut().map_or(Poll::Ready(Ok(())), |line| line.drive(cx))
+impl Line {
+    /// What has come of the answer's body. Frames come when the connection is driven, as answers do in [`Line::ask`].
+    fn frame(&mut self) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let nobody = &mut Context::from_waker(Waker::noop());
+        self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(nobody))
     }
 
+    fn is_answered(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+}
+
+impl PodBody {
     /// The connection rests after the last frame. Whether it can take another request shows when there is one.
     fn passed(
         &mut self,
@@ -235,16 +309,17 @@ impl PodBody {
         self.passing = true;
         let is_last = match &frame {
             None => true,
-            Some(Ok(_)) => self.incoming.is_end_stream(),
+            Some(Ok(_)) => self.is_end_stream(),
             Some(Err(_)) => false,
         };
         if is_last
-            && let Some(line) = self.line.take()
+            && let Some(mut line) = self.line.take()
             // One that still sends its request, to a pod that has answered early, holds the request's body.
             && !line.ended
             && line.sender.is_ready()
         {
-            self.resting.put(self.authority.as_str(), line, Instant::now());
+            line.incoming = None;
+            self.resting.put(line, Instant::now());
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
     }
@@ -259,21 +334,20 @@ impl Body for PodBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        // As in `Line::ask`: frames come when the connection is driven.
-        let nobody = &mut Context::from_waker(Waker::noop());
-        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(nobody) {
+        let Some(line) = &mut this.line else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = line.frame() {
             return this.passed(frame);
         }
         // To take a frame wakes whom the connection was driven for. So what has come is fetched for nobody, and for the task only
         // when it is about to wait.
         if !this.passing {
-            let _ = this.drive(nobody);
-            if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(nobody) {
+            let _ = line.drive(&mut Context::from_waker(Waker::noop()));
+            if let Poll::Ready(frame) = line.frame() {
                 return this.passed(frame);
             }
         }
-        let driven = this.drive(cx);
-        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(nobody) {
+        let driven = line.drive(cx);
+        if let Poll::Ready(frame) = line.frame() {
             return this.passed(frame);
         }
         this.passing = false;
@@ -283,7 +357,7 @@ impl Body for PodBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.line.as_ref().is_none_or(|line| line.is_answered())
     }
 }
 
@@ -311,11 +385,11 @@ impl Resting {
         }
     }
 
-    fn put(self: &Arc<Self>, authority: &str, line: Box<Line>, now: Instant) {
+    fn put(self: &Arc<Self>, line: Box<Line>, now: Instant) {
         let mut lines = self.lock();
-        match lines.get_mut(authority) {
+        match lines.get_mut(line.authority.as_str()) {
             Some(known) => known.push((now, line)),
-            None => drop(lines.insert(authority.into(), vec![(now, line)])),
+            None => drop(lines.insert(line.authority.as_str().into(), vec![(now, line)])),
         }
         drop(lines);
         if !self.is_swept.swap(true, Ordering::Relaxed) {

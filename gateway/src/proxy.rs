@@ -27,6 +27,7 @@ use crate::retry::RetryBudget;
 use crate::routing::Routing;
 use crate::snapshot::Route;
 use crate::upstream::Upstream;
+use crate::within::within;
 
 const MODELS: &str = "/v1/models";
 /// Bodies of this size and more are parsed off the stream threads…
@@ -87,7 +88,24 @@ impl Gateway {
     }
 
     /// Answers one request.
-    pub async fn handle(self: &Arc<Self>, request: Request<ClientBody>) -> Response<GatewayBody> {
+    pub fn handle(
+        self: Arc<Self>,
+        request: Request<ClientBody>,
+    ) -> impl Future<Output = Response<GatewayBody>> + Send {
+        // What needs no waiting is done at once: what waits is kept small, since it is handed on from function to function.
+        let begun = self.begin(request);
+        async move {
+            let response = match begun {
+                Ok(Begun { api, headers, body, exchange }) => self.infer(api, headers, body, exchange).await,
+                Err(response) => response,
+            };
+            self.finish(response)
+        }
+    }
+
+    /// A request for a model, or the answer to another one.
+    #[expect(clippy::result_large_err, reason = "it is the answer")]
+    fn begin(&self, request: Request<ClientBody>) -> Result<Begun, Response<GatewayBody>> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         let api = match path {
@@ -110,15 +128,13 @@ impl Gateway {
             | Api::Rerank
             | Api::Tokenize
             | Api::Detokenize => Method::POST,
-            Api::Other => {
-                return self.finish(refuse(&ApiError::path_not_found(path), Outcome::Refused, exchange));
-            }
+            Api::Other => return Err(refuse(&ApiError::path_not_found(path), Outcome::Refused, exchange)),
         };
         if head.method != allowed {
             let error = ApiError::method_not_allowed(head.method.as_str(), path, allowed.as_str());
             let mut response = refuse(&error, Outcome::Refused, exchange);
             headers::set(response.headers_mut(), ALLOW, allowed.as_str());
-            return self.finish(response);
+            return Err(response);
         }
         if !self.routing.is_synced() {
             let error = ApiError::unavailable(
@@ -126,13 +142,12 @@ impl Gateway {
                 "the gateway has not read its routes yet; try again soon",
                 1,
             );
-            return self.finish(refuse(&error, Outcome::NoEndpoint, exchange));
+            return Err(refuse(&error, Outcome::NoEndpoint, exchange));
         }
-        let response = match api {
-            Api::Models => self.models(path, exchange),
-            _ => self.infer(api, &head.headers, body, exchange).await,
-        };
-        self.finish(response)
+        match api {
+            Api::Models => Err(self.models(path, exchange)),
+            _ => Ok(Begun { api, headers: head.headers, body, exchange }),
+        }
     }
 
     /// While draining, asks clients to open their next connection elsewhere.
@@ -146,8 +161,8 @@ impl Gateway {
     async fn infer(
         self: &Arc<Self>,
         api: Api,
-        headers: &HeaderMap,
-        body: ClientBody,
+        headers: HeaderMap,
+        mut body: ClientBody,
         mut exchange: Box<Exchange>,
     ) -> Response<GatewayBody> {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
@@ -156,12 +171,13 @@ impl Gateway {
             return refuse(&error, Outcome::Overloaded, exchange);
         };
         exchange.slot = Some(slot);
-        let request = match self.read(headers, body, exchange.started()).await {
-            Ok(body) => self.parse(api, body).await,
+        let request = match self.read(&headers, &mut body, exchange.started()).await {
+            Ok(body) if body.len() < LARGE_BODY => InferenceRequest::parse(api, body).map(Box::new),
+            Ok(body) => Box::pin(self.parse_large(api, body)).await,
             Err(error) => Err(error),
         };
         match request {
-            Ok(request) => Box::pin(forward(self, &request, headers, exchange)).await,
+            Ok(request) => Box::pin(forward(self, &request, &headers, exchange)).await,
             Err(error) => {
                 let outcome = if error.status == 503 { Outcome::Overloaded } else { Outcome::Refused };
                 refuse(&error, outcome, exchange)
@@ -173,7 +189,7 @@ impl Gateway {
     async fn read(
         &self,
         headers: &HeaderMap,
-        mut body: ClientBody,
+        body: &mut ClientBody,
         begun: Instant,
     ) -> Result<Bytes, ApiError> {
         if let Some(coding) = headers.get(CONTENT_ENCODING).filter(|coding| *coding != "identity") {
@@ -191,7 +207,7 @@ impl Gateway {
         if length.is_some_and(|length| length > limit) {
             // Who waits for 100 Continue has not sent anything yet, and reading would ask for it.
             if !headers.contains_key(EXPECT) {
-                discard(body, deadline).await;
+                Box::pin(discard(body, deadline)).await;
             }
             return Err(ApiError::too_large(limit));
         }
@@ -199,7 +215,7 @@ impl Gateway {
         let mut read = self.held.body(2);
         read.expect(length.unwrap_or(0));
         loop {
-            let data = match timeout_at(deadline, body.frame()).await {
+            let data = match within(deadline, body.frame()).await {
                 Err(_) => {
                     let seconds = self.body_read_timeout.as_secs_f32();
                     let message =
@@ -217,12 +233,12 @@ impl Gateway {
                 Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
             };
             if read.len() + data.len() > limit {
-                discard(body, deadline).await;
+                Box::pin(discard(body, deadline)).await;
                 return Err(ApiError::too_large(limit));
             }
-            if !read.push(&data) {
+            if !read.keep(data) {
                 drop(read);
-                discard(body, deadline).await;
+                Box::pin(discard(body, deadline)).await;
                 let message = "the gateway holds as many bytes of requests as it takes (--max-held-bytes); try again soon";
                 return Err(ApiError::unavailable("gateway_overloaded", message, 1));
             }
@@ -232,17 +248,14 @@ impl Gateway {
         }
     }
 
-    /// Parses a body; a large one away from the threads that carry everybody's streams.
-    async fn parse(&self, api: Api, body: Bytes) -> Result<InferenceRequest, ApiError> {
-        if body.len() < LARGE_BODY {
-            return InferenceRequest::parse(api, body);
-        }
+    /// Parses a large body, away from the threads that carry everybody's streams.
+    async fn parse_large(&self, api: Api, body: Bytes) -> Result<Box<InferenceRequest>, ApiError> {
         // Never closed, so this waits for its turn and nothing else.
         let turn = Arc::clone(&self.large_parses).acquire_owned().await;
         let parsed = tokio::task::spawn_blocking(move || {
             // Held to the end even when the client goes away meanwhile.
             let _turn = turn;
-            InferenceRequest::parse(api, body)
+            InferenceRequest::parse(api, body).map(Box::new)
         })
         .await;
         parsed.unwrap_or_else(|error| {
@@ -280,8 +293,16 @@ impl Gateway {
     }
 }
 
+/// A request for a model whose head was read.
+struct Begun {
+    api: Api,
+    headers: HeaderMap,
+    body: ClientBody,
+    exchange: Box<Exchange>,
+}
+
 /// Reads on for a while and forgets it: a client that is still sending would otherwise see a reset instead of the answer.
-async fn discard(mut body: ClientBody, deadline: TokioInstant) {
+async fn discard(body: &mut ClientBody, deadline: TokioInstant) {
     const MOST: usize = 64 << 20;
     let deadline = deadline.min(TokioInstant::now() + Duration::from_secs(5));
     let mut read = 0;

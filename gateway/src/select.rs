@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rand::Rng;
+use smallvec::SmallVec;
 
-use crate::decide::Decision;
-use crate::endpoint::{Endpoint, least_loaded};
+use crate::decide::{Decision, RankWeights};
+use crate::endpoint::{Endpoint, FEW, least_loaded};
 use crate::name::Name;
 use crate::policy::{Ask, Policies, Target, Verdict};
 use crate::snapshot::{Route, RouteBackend};
@@ -41,13 +42,16 @@ pub struct Choice<'a> {
     pub verdict: Verdict,
 }
 
+/// Endpoints of one backend. Kept without an allocation while they are few, as everything is that each request makes anew.
+pub type Members<'a> = SmallVec<[&'a Arc<Endpoint>; FEW]>;
+
 /// Where the next attempt may go.
 #[derive(Debug)]
 pub struct Candidates<'a> {
     /// The backend.
     pub backend: &'a RouteBackend,
     /// Endpoints of it, of which a policy takes one.
-    pub endpoints: Vec<&'a Arc<Endpoint>>,
+    pub endpoints: Members<'a>,
     /// Whether this request has not been to them before.
     pub fresh: bool,
 }
@@ -60,7 +64,7 @@ pub struct Selection {
     began: Option<Variant>,
     pinned: bool,
     /// Addresses, as [`Endpoint::key`] has them.
-    tried: Vec<u64>,
+    tried: SmallVec<[u64; 2]>,
     left_out: Vec<Name>,
 }
 
@@ -69,7 +73,7 @@ pub struct Selection {
 struct Variant {
     backend: Name,
     /// `None` where it is not known.
-    revision: Option<String>,
+    revision: Option<Name>,
 }
 
 /// How good a candidate is; the first class that has any is chosen from.
@@ -102,7 +106,7 @@ impl Selection {
     /// An answer of this backend and revision has begun: from now on only endpoints of both are chosen, whatever the weights say
     /// by then. With a revision of `None`, or of an endpoint whose revision is not known, compare what the pod answers.
     pub fn pin(&mut self, backend: &Name, revision: Option<&str>) {
-        self.began = Some(Variant { backend: backend.clone(), revision: revision.map(str::to_owned) });
+        self.began = Some(Variant { backend: backend.clone(), revision: revision.map(Name::from) });
         self.pinned = true;
     }
 
@@ -149,7 +153,7 @@ impl Selection {
         self.tried.push(endpoint.key());
         self.began.get_or_insert_with(|| Variant {
             backend: backend.name.clone(),
-            revision: endpoint.revision().map(str::to_owned),
+            revision: endpoint.revision().cloned(),
         });
         Ok(Choice { backend, endpoint, fresh, verdict })
     }
@@ -170,7 +174,7 @@ impl Selection {
             let (mut index, mut found) = (intended, members(intended));
             if found.is_empty() {
                 let left = weights.iter().enumerate();
-                let left: Vec<u32> =
+                let left: RankWeights =
                     left.map(|(at, weight)| if members(at).is_empty() { 0 } else { *weight }).collect();
                 let Some(other) = self.choose_backend(route, &left, rng) else { continue };
                 (index, found) = (other, members(other));
@@ -188,7 +192,7 @@ impl Selection {
     fn intended_of(
         &mut self,
         route: &Route,
-        ranks: &[Vec<u32>],
+        ranks: &[RankWeights],
         rng: &mut dyn Rng,
     ) -> Result<usize, Unavailable> {
         let pinned = self.began.as_ref().filter(|_| self.pinned).map(|variant| &variant.backend);
@@ -218,22 +222,16 @@ impl Selection {
     }
 
     /// A backend's endpoints of one class.
-    fn members<'b>(
-        &self,
-        backend: &'b RouteBackend,
-        weight: u32,
-        class: Class,
-        now: Instant,
-    ) -> Vec<&'b Arc<Endpoint>> {
+    fn members<'b>(&self, backend: &'b RouteBackend, weight: u32, class: Class, now: Instant) -> Members<'b> {
         let pinned = self.began.as_ref().filter(|_| self.pinned);
         let takes = match pinned {
             Some(variant) => variant.backend == backend.name,
             None => weight > 0,
         };
         if !takes || self.left_out.contains(&backend.name) || backend.circuit.is_open(now) {
-            return Vec::new();
+            return Members::new();
         }
-        let revision = pinned.and_then(|variant| variant.revision.as_deref());
+        let revision = pinned.and_then(|variant| variant.revision.as_ref());
         let same = |endpoint: &Endpoint| {
             let (Some(wanted), Some(serves)) = (revision, endpoint.revision()) else { return true };
             wanted == serves
@@ -260,26 +258,22 @@ impl Selection {
 
     /// While a backend's pods are being replaced: those of the revision that this request began with, or that its subject
     /// sticks to; the more pods a revision has, the more subjects it has, and none goes back to the old one.
-    fn of_one_revision<'b>(
-        &self,
-        backend: &RouteBackend,
-        members: Vec<&'b Arc<Endpoint>>,
-    ) -> Vec<&'b Arc<Endpoint>> {
+    fn of_one_revision<'b>(&self, backend: &RouteBackend, members: Members<'b>) -> Members<'b> {
         let began = self.began.as_ref().filter(|variant| variant.backend == backend.name);
         let wanted = match began.and_then(|variant| variant.revision.clone()) {
             Some(revision) => Some(revision),
             None => self.decision.subject.and_then(|subject| sticky_revision(&members, subject)),
         };
         let Some(wanted) = wanted else { return members };
-        let same: Vec<_> =
-            members.iter().copied().filter(|endpoint| endpoint.revision() == Some(wanted.as_str())).collect();
+        let same: Members<'b> =
+            members.iter().copied().filter(|endpoint| endpoint.revision() == Some(&wanted)).collect();
         if same.is_empty() { members } else { same }
     }
 }
 
 /// The revision that a subject sticks to, when several are known.
-fn sticky_revision(members: &[&Arc<Endpoint>], subject: u64) -> Option<String> {
-    let mut revisions: Vec<(&str, u32)> = Vec::new();
+fn sticky_revision(members: &[&Arc<Endpoint>], subject: u64) -> Option<Name> {
+    let mut revisions: Vec<(&Name, u32)> = Vec::new();
     for revision in members.iter().filter_map(|endpoint| endpoint.revision()) {
         match revisions.iter_mut().find(|(known, _)| *known == revision) {
             Some((_, pods)) => *pods += 1,
@@ -291,7 +285,7 @@ fn sticky_revision(members: &[&Arc<Endpoint>], subject: u64) -> Option<String> {
     }
     let shares = revisions.iter().map(|(revision, pods)| (split::key_of(revision), *pods));
     let index = split::stick(shares, subject)?;
-    revisions.get(index).map(|(revision, _)| (*revision).to_owned())
+    revisions.get(index).map(|(revision, _)| (*revision).clone())
 }
 
 /// A backend as endpoint policies see it.
@@ -533,7 +527,7 @@ mod tests {
             let mut rng = StdRng::seed_from_u64(subject);
             let mut selection = sticky(subject);
             let choice = pick(&mut selection, &route, &mut rng).expect("a choice");
-            choice.endpoint.revision().expect("known").to_owned()
+            choice.endpoint.revision().expect("known").to_string()
         };
         for subject in 0..500 {
             let seen: Vec<_> = stages.iter().map(|pods| revision(pods, subject)).collect();

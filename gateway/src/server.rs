@@ -103,7 +103,8 @@ async fn connection<H, F>(
     let task = Arc::new(ConnectionTask::default());
     let waker = Waker::from(Arc::clone(&task));
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = handler(request.map(|body| ClientBody::new(body, Arc::clone(&task))));
+        // In a box: it is large, and hyper and what stands between hand it on from one to the other.
+        let answer = Box::pin(handler(request.map(|body| ClientBody::new(body, Arc::clone(&task)))));
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let connection = http1::Builder::new()

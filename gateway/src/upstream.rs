@@ -24,6 +24,7 @@ use crate::held::HeldBudget;
 use crate::pool::{BodyError, CallError, PodBody, Pool};
 use crate::provider::errors;
 use crate::provider::target::Target;
+use crate::within::within;
 
 /// Connections to pods.
 #[derive(Debug)]
@@ -35,15 +36,18 @@ pub struct Upstream {
     held: HeldBudget,
 }
 
+/// Status and headers of an answer. In a box, as all that is large of it: answers are handed on from function to function.
+pub type Head = Box<Parts>;
+
 /// What a pod answered.
 #[derive(Debug)]
 pub enum Answer {
     /// All of it.
-    Whole(Parts, Bytes),
+    Whole(Head, Bytes),
     /// The beginning, with more to come.
     Begun {
         /// Status and headers.
-        head: Parts,
+        head: Head,
         /// What is here already.
         first: Bytes,
         /// What is to come.
@@ -123,19 +127,19 @@ pub enum AttemptError {
     Reset(String),
     /// The pod answered 503 or 429: it is starting, draining or full.
     #[error("{}", .0.status)]
-    Busy(Parts, Bytes),
+    Busy(Head, Bytes),
     /// The pod answered another 5xx, and the route wants others to be asked then.
     #[error("{}", .0.status)]
-    Server(Parts, Bytes),
+    Server(Head, Bytes),
     /// No byte in time.
     #[error("{0}")]
     Timeout(String),
     /// A provider could not answer.
     #[error("{0}")]
-    Provider(ApiError),
+    Provider(Box<ApiError>),
     /// The request itself is wrong, for whom it would have gone to.
     #[error("{0}")]
-    Refused(ApiError),
+    Refused(Box<ApiError>),
 }
 
 impl AttemptError {
@@ -191,53 +195,61 @@ impl Upstream {
     ///
     /// # Errors
     /// When nothing of an answer may be passed on; see [`AttemptError`].
-    pub async fn ask(&self, call: Call<'_>) -> Result<Answer, AttemptError> {
+    pub fn ask<'a>(
+        &'a self,
+        call: Call<'a>,
+    ) -> impl Future<Output = Result<Answer, AttemptError>> + Send + 'a {
         let Call { uri, headers, body, stream, begun, first_byte, idle, provider } = call;
         let times = Times { begun, first_byte, idle: idle.unwrap_or(self.idle_timeout) };
-        let deadline = first_byte.into();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        let response = match provider {
-            Some(target) => timeout_at(deadline, of_provider(target, request)).await,
-            None => timeout_at(deadline, self.of_pod(request, begun)).await,
-        };
-        let (head, body) = match response {
-            Ok(answered) => answered?,
-            Err(_) => return Err(times.late()),
-        };
-        // A provider's words are read before they are passed on.
-        if provider.is_none()
-            && matches!(head.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
-        {
-            let body = short(body, deadline).await;
-            return Err(AttemptError::Busy(head, body));
+        let mut request = Some(request);
+        async move {
+            let deadline = first_byte.into();
+            let answered = match provider {
+                // In a box, as all that is seldom needed: what waits for a pod is kept small.
+                Some(target) => Box::pin(timeout_at(deadline, of_provider(target, &mut request))).await,
+                None => Ok(self.of_pod(&mut request, times).await),
+            };
+            let (head, body) = match answered {
+                Ok(answered) => answered?,
+                Err(_) => return Err(times.late()),
+            };
+            // A provider's words are read before they are passed on.
+            if provider.is_none()
+                && matches!(head.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
+            {
+                let body = Box::pin(short(body, deadline)).await;
+                return Err(AttemptError::Busy(head, body));
+            }
+            let events = stream && is_event_stream(&head);
+            if events { begin_stream(head, body, times).await } else { self.hold(head, body, times).await }
         }
-        let events = stream && is_event_stream(&head);
-        if events { begin_stream(head, body, times).await } else { self.hold(head, body, times).await }
     }
 
     async fn of_pod(
         &self,
-        request: Request<Full<Bytes>>,
-        now: Instant,
-    ) -> Result<(Parts, AnswerBody), AttemptError> {
-        match self.pool.call(request, now).await {
+        request: &mut Option<Request<Full<Bytes>>>,
+        times: Times,
+    ) -> Result<(Head, AnswerBody), AttemptError> {
+        match self.pool.call(request, (times.begun, times.first_byte)).await {
+            Err(CallError::Late) => Err(times.late()),
             Ok(response) => {
                 let (head, body) = response.into_parts();
-                Ok((head, AnswerBody::Pod(body)))
+                Ok((Box::new(head), AnswerBody::Pod(body)))
             }
             Err(error @ CallError::Connect(_)) => Err(AttemptError::Connect(chain(&error))),
             Err(error) => Err(AttemptError::Reset(chain(&error))),
         }
     }
 
-    async fn hold(&self, head: Parts, mut body: AnswerBody, times: Times) -> Result<Answer, AttemptError> {
+    async fn hold(&self, head: Head, mut body: AnswerBody, times: Times) -> Result<Answer, AttemptError> {
         let mut deadline = tokio::time::Instant::from(times.first_byte);
         let mut held = self.held.body(1);
         loop {
-            match timeout_at(deadline, body.frame()).await {
+            match within(deadline, body.frame()).await {
                 Err(_) if held.is_empty() => return Err(times.late()),
                 Err(_) => {
                     return Err(AttemptError::Reset(
@@ -282,21 +294,24 @@ impl Times {
 
 async fn of_provider(
     target: &Target,
-    request: Request<Full<Bytes>>,
-) -> Result<(Parts, AnswerBody), AttemptError> {
+    request: &mut Option<Request<Full<Bytes>>>,
+) -> Result<(Head, AnswerBody), AttemptError> {
+    let Some(request) = request.take() else {
+        return Err(AttemptError::Reset("the request was sent already".to_owned()));
+    };
     match target.request(request).await {
         Ok(response) => {
             let (head, body) = response.into_parts();
-            Ok((head, AnswerBody::Provider(body)))
+            Ok((Box::new(head), AnswerBody::Provider(body)))
         }
         Err(error) if error.is_connect() => Err(not_connected(&error)),
         Err(error) => Err(AttemptError::Reset(chain(&error))),
     }
 }
 
-async fn begin_stream(head: Parts, mut rest: AnswerBody, times: Times) -> Result<Answer, AttemptError> {
+async fn begin_stream(head: Head, mut rest: AnswerBody, times: Times) -> Result<Answer, AttemptError> {
     loop {
-        match timeout_at(times.first_byte.into(), rest.frame()).await {
+        match within(times.first_byte.into(), rest.frame()).await {
             Err(_) => return Err(times.late()),
             Ok(None) => return Err(AttemptError::Reset("the stream ended before it began".to_owned())),
             Ok(Some(Err(error))) => return Err(AttemptError::Reset(chain(&error))),

@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::endpoint::{Endpoint, InFlight, least_loaded};
 use crate::exchange::Exchange;
-use crate::headers;
+use crate::headers::{self, ForPods};
 use crate::journey;
 use crate::metrics::{Api, FailoverResult};
 use crate::name::Name;
@@ -90,7 +90,7 @@ impl Kept {
     pub fn of(
         gateway: &Arc<Gateway>,
         request: &InferenceRequest,
-        sent: &HeaderMap,
+        told: &ForPods<'_>,
         answered: &HeaderMap,
         endpoint: &Endpoint,
         exchange: &Exchange,
@@ -108,7 +108,7 @@ impl Kept {
             api: request.api,
             model: request.model.clone(),
             body: body.freeze(),
-            headers: sent.clone(),
+            headers: told.headers(),
             id: exchange.id.clone(),
             backend: exchange.backend.clone()?,
             revision: answered.get(&headers::REVISION).cloned(),

@@ -19,9 +19,10 @@ use fairlead_crds::model_route::endpoint_policy::{
 use http::HeaderMap;
 use prometheus_client::encoding::EncodeLabelValue;
 use rand::Rng;
+use smallvec::SmallVec;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, FEW};
 use crate::metrics::Metrics;
 use least_load::LeastLoad;
 use prefix_aware::PrefixAware;
@@ -37,10 +38,13 @@ pub trait EndpointPolicy: Send + Sync + 'static {
     fn sent(&self, _asked: &Asked<'_>, _to: &Candidate) {}
 
     /// Bytes of the prompt that each candidate is believed to have, for those who want to know why.
-    fn matched(&self, _asked: &Asked<'_>, candidates: &[Candidate]) -> Vec<usize> {
-        vec![0; candidates.len()]
+    fn matched(&self, _asked: &Asked<'_>, candidates: &[Candidate]) -> Matched {
+        Matched::from_elem(0, candidates.len())
     }
 }
+
+/// Bytes of a prompt, by candidate.
+pub type Matched = SmallVec<[usize; FEW]>;
 
 /// What a policy may know of a request.
 #[derive(Clone, Copy, Debug)]
@@ -250,7 +254,7 @@ impl Policies {
     }
 }
 
-fn candidates(endpoints: &[&Arc<Endpoint>]) -> Vec<Candidate> {
+fn candidates(endpoints: &[&Arc<Endpoint>]) -> SmallVec<[Candidate; FEW]> {
     endpoints
         .iter()
         .map(|endpoint| Candidate { id: endpoint.id(), key: endpoint.key(), in_flight: endpoint.in_flight() })

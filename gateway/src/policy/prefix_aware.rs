@@ -12,7 +12,7 @@ use super::least_load::least;
 use super::prefix_index::PrefixIndex;
 use super::prompt::PromptKey;
 use super::rendezvous::weight;
-use super::{Asked, Candidate, EndpointPolicy, Verdict, Why};
+use super::{Asked, Candidate, EndpointPolicy, Matched, Verdict, Why};
 
 /// Prefers endpoints that have the beginning of the prompt.
 #[derive(Debug)]
@@ -71,8 +71,8 @@ impl EndpointPolicy for PrefixAware {
         }
     }
 
-    fn matched(&self, asked: &Asked<'_>, candidates: &[Candidate]) -> Vec<usize> {
-        let mut matched = vec![0; candidates.len()];
+    fn matched(&self, asked: &Asked<'_>, candidates: &[Candidate]) -> Matched {
+        let mut matched = Matched::from_elem(0, candidates.len());
         for (block, hash) in asked.prompt.blocks().iter().enumerate() {
             // Nobody has a block without those before it.
             let Some(holders) = self.index.holders(weight(asked.scope, *hash)) else { break };

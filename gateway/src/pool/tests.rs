@@ -56,9 +56,17 @@ fn pool() -> Pool {
     Pool::new(HttpConnector::new())
 }
 
+/// Of a request that has time.
+fn times() -> (Instant, Instant) {
+    let now = Instant::now();
+    (now, now + Duration::from_secs(60))
+}
+
 async fn ask(pool: &Pool, server: &Server) -> Result<Response<PodBody>, CallError> {
     let request = Request::post(server.uri.clone()).body(Full::from("ask")).expect("a request");
-    tokio::time::timeout(Duration::from_secs(20), pool.call(request, Instant::now())).await.expect("in time")
+    tokio::time::timeout(Duration::from_secs(20), pool.call(&mut Some(request), times()))
+        .await
+        .expect("in time")
 }
 
 async fn whole(pool: &Pool, server: &Server) -> Result<Bytes, BodyError> {
@@ -140,7 +148,7 @@ async fn what_breaks_off_is_an_error_and_does_not_rest() {
     assert!(pool.resting.lock().is_empty());
     let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
     let request = Request::post(format!("http://{nobody}/")).body(Full::from("ask")).expect("a request");
-    assert!(matches!(pool.call(request, Instant::now()).await, Err(CallError::Connect(_))));
+    assert!(matches!(pool.call(&mut Some(request), times()).await, Err(CallError::Connect(_))));
 }
 
 #[tokio::test]
@@ -182,7 +190,8 @@ async fn a_request_that_meets_the_end_of_its_connection_comes_back() {
         stream.write_all(WHOLE.as_bytes()).await.expect("written");
         stream
     };
-    let (answer, stream) = tokio::join!(pool.call(request, Instant::now()), pod);
+    let mut request = Some(request);
+    let (answer, stream) = tokio::join!(pool.call(&mut request, times()), pod);
     answer.expect("an answer").into_body().collect().await.expect("whole");
     let (_, rested) = pool.resting.lock().drain().next().expect("a pod");
     let (_, mut line) = rested.into_iter().next().expect("a line that rests");
@@ -192,7 +201,8 @@ async fn a_request_that_meets_the_end_of_its_connection_comes_back() {
     drop(listener.accept().await.expect("accepted"));
     assert_eq!(later.read(&mut [0]).await.expect("read"), 0);
     let request = Request::post("/").body(Full::from("ask")).expect("a request");
-    let unanswered = line.ask(request).await.expect_err("no answer");
+    let (_, deadline) = times();
+    let unanswered = line.ask(request, deadline).await.expect_err("no answer");
     assert!(unanswered.unsent.is_some(), "{:?}", unanswered.error);
 }
 
@@ -213,7 +223,8 @@ async fn a_connection_that_still_sends_its_request_does_not_rest() {
         stream.write_all(WHOLE.as_bytes()).await.expect("written");
         stream
     };
-    let (answer, _stream) = tokio::join!(pool.call(request, Instant::now()), pod);
+    let mut request = Some(request);
+    let (answer, _stream) = tokio::join!(pool.call(&mut request, times()), pod);
     answer.expect("an answer").into_body().collect().await.expect("whole");
     assert!(pool.resting.lock().is_empty(), "it would hold the request until somebody looks at it");
 }
@@ -224,4 +235,63 @@ fn hosts_are_named_as_clients_do() {
     {
         assert_eq!(host_of(&authority.parse().expect("an authority")), host);
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_come_in_time_is_given_up_with_its_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let uri = format!("http://{}/v1/x?y", listener.local_addr().expect("an address"));
+    let pool = pool();
+    let request = || Some(Request::post(&uri).body(Full::from("ask")).expect("a request"));
+    let late = |times| {
+        let (pool, mut request) = (pool.clone(), request());
+        async move { pool.call(&mut request, times).await.map(|_| ()) }
+    };
+    let now = Instant::now();
+    let ((), first) = tokio::join!(
+        async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut read = Vec::new();
+            stream.read_to_end(&mut read).await.expect("closed by the gateway");
+            assert!(read.ends_with(b"ask"));
+        },
+        late((now, now + Duration::from_millis(30))),
+    );
+    assert!(matches!(first, Err(CallError::Late)), "{first:?}");
+}
+
+#[tokio::test]
+async fn on_a_connection_that_has_rested_a_request_has_the_time_that_is_its_own() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let uri = format!("http://{}/v1/x?y", listener.local_addr().expect("an address"));
+    let pool = pool();
+    let answer = |pool: Pool, time: Duration| {
+        let mut request = Some(Request::post(&uri).body(Full::from("ask")).expect("a request"));
+        async move {
+            let now = Instant::now();
+            pool.call(&mut request, (now, now + time)).await?.into_body().collect().await.expect("whole");
+            Ok::<(), CallError>(())
+        }
+    };
+    let pod = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut read = Vec::new();
+        for (wait, answer) in [(0, WHOLE), (1_200, WHOLE), (0, "")] {
+            while !read.ends_with(b"ask") {
+                stream.read_buf(&mut read).await.expect("read");
+            }
+            read.clear();
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            stream.write_all(answer.as_bytes()).await.expect("written");
+        }
+        assert_eq!(stream.read_buf(&mut read).await.expect("closed"), 0);
+    };
+    let client = async {
+        answer(pool.clone(), Duration::from_secs(1)).await.expect("it is there at once");
+        let later = tokio::spawn(answer(pool.clone(), Duration::from_secs(60)));
+        later.await.expect("no panic").expect("it is there long after the first one's time");
+        answer(pool.clone(), Duration::from_millis(30)).await
+    };
+    let ((), last) = tokio::join!(pod, client);
+    assert!(matches!(last, Err(CallError::Late)), "{last:?}");
 }

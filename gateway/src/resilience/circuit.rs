@@ -98,6 +98,9 @@ impl Circuit {
 
     /// Whether the backend gets no request at `now`: it is open, or another request tries just now whether it is well again.
     pub fn is_open(&self, now: Instant) -> bool {
+        if self.never_opens() {
+            return false;
+        }
         let failing = self.failing();
         failing.until.is_some_and(|until| now < until || failing.probing)
     }
@@ -108,6 +111,9 @@ impl Circuit {
     /// Why there is none.
     pub async fn enter(self: &Arc<Self>, now: Instant, deadline: Instant) -> Result<Pass, Closed> {
         let place = self.place(deadline).await?;
+        if self.never_opens() {
+            return Ok(Pass { circuit: Arc::clone(self), probe: false, _place: place });
+        }
         // Looked at last: who has waited may find it open by then.
         let mut failing = self.failing();
         let probe = match failing.until {
@@ -127,7 +133,8 @@ impl Circuit {
         }
         let _waits = Waits::begin(&self.pending, self.breaker.max_pending).ok_or(Closed::Full)?;
         let wait = tokio::time::timeout_at(deadline.into(), Arc::clone(places).acquire_owned());
-        match wait.await {
+        // In a box, because few routes have it and all requests would have room for it.
+        match Box::pin(wait).await {
             Ok(Ok(place)) => Ok(Some(place)),
             Ok(Err(_)) | Err(_) => Err(Closed::Full),
         }
@@ -135,7 +142,7 @@ impl Circuit {
 
     /// It answered.
     pub fn succeeded(&self) {
-        if self.breaker.consecutive_failures.is_some() {
+        if !self.never_opens() {
             *self.failing() = Failing::default();
         }
     }
@@ -157,6 +164,11 @@ impl Circuit {
         failing.until = Some(now + self.breaker.open_for.saturating_mul(times));
         failing.probing = false;
         true
+    }
+
+    /// Without a limit of failures there is nothing to keep count of, and no lock to take for it.
+    fn never_opens(&self) -> bool {
+        self.breaker.consecutive_failures.is_none()
     }
 
     fn failing(&self) -> MutexGuard<'_, Failing> {

@@ -18,7 +18,7 @@ use super::metrics::{ShadowLabels, ShadowResult};
 use super::rule::{Embedder, ShadowRule};
 use crate::endpoint::{Endpoint, least_loaded};
 use crate::failover::kept::NOTES;
-use crate::headers;
+use crate::headers::{self, ForPods};
 use crate::metrics::Api;
 use crate::provider::body;
 use crate::proxy::Gateway;
@@ -66,7 +66,7 @@ pub fn mirror(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
     request: &InferenceRequest,
-    (client, sent): (&HeaderMap, &HeaderMap),
+    told: &ForPods<'_>,
     begun: Instant,
 ) -> Option<Watch> {
     let rule = route.shadow.as_ref()?;
@@ -92,10 +92,11 @@ pub fn mirror(
         return None;
     };
     let (mut headers, body) = match &backend.provider {
-        None => (sent.clone(), request.body_for(backend.served_model.as_deref())),
-        Some(target) => {
-            (target.headers(client), body::body(request.api, request.body(), target.model()).ok()?.into())
-        }
+        None => (told.headers(), request.body_for(backend.served_model.as_deref())),
+        Some(target) => (
+            target.headers(told.client),
+            body::body(request.api, request.body(), target.model()).ok()?.into(),
+        ),
     };
     if backend.provider.is_none() {
         headers.remove(NOTES);

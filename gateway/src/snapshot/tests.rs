@@ -222,7 +222,7 @@ fn while_pods_are_replaced_each_is_of_the_revision_on_its_label() {
             .map(|it| (it.address().to_owned(), it))
             .collect::<std::collections::BTreeMap<_, _>>()
     };
-    let revisions: Vec<_> = backend(&first).values().map(|it| it.revision().map(str::to_owned)).collect();
+    let revisions: Vec<_> = backend(&first).values().map(|it| it.revision().map(Name::to_string)).collect();
     assert_eq!(revisions, [Some("r1".to_owned()), Some("r2".to_owned()), None]);
 
     // Another pod has got the address of one that is gone: it is another endpoint, with nothing of the other's record.
@@ -232,7 +232,7 @@ fn while_pods_are_replaced_each_is_of_the_revision_on_its_label() {
     objects.revisions.insert(key("old"), "r2".to_owned());
     let next = RoutingSnapshot::build(&objects, &same);
     assert_eq!(backend(&next)["10.0.0.1:8000"].in_flight(), 0);
-    assert_eq!(running.endpoint().revision(), Some("r1"));
+    assert_eq!(running.endpoint().revision().map(Name::as_str), Some("r1"));
 }
 
 #[test]
