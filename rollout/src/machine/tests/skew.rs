@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::report::{BackendReport, FORMAT, Report, RouteReport, Wanted, sum};
+use crate::stretch::Live;
 
 /// Requests come in so many portions an interval.
 const PORTIONS: i64 = 10;
