@@ -29,7 +29,6 @@ use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
-use tokio::net::TcpStream;
 use tokio::task::unconstrained;
 use tokio::time::{Instant as TokioInstant, MissedTickBehavior, Sleep, sleep_until, timeout_at};
 use tower::ServiceExt;
@@ -128,7 +127,7 @@ impl Pool {
         let uri = uri.map_err(|error| CallError::Connect(error.into()))?;
         let connected = self.connector.clone().oneshot(uri).await;
         let stream = connected.map_err(|error| CallError::Connect(error.into()))?;
-        let stream = TokioIo::new(SmallWrites(stream.into_inner()));
+        let stream = TokioIo::new(SmallWrites::new(stream.into_inner()));
         let (sender, connection) = http1::handshake(stream).await?;
         let host = HeaderValue::from_str(host_of(authority)).ok();
         let authority = authority.clone();
@@ -160,7 +159,7 @@ fn host_of(authority: &Authority) -> &str {
 struct Line {
     sender: SendRequest<Full<Bytes>>,
     /// `None` once a request was taken back from it.
-    connection: Option<Connection<TokioIo<SmallWrites<TcpStream>>, Full<Bytes>>>,
+    connection: Option<Connection<TokioIo<SmallWrites>, Full<Bytes>>>,
     ended: bool,
     /// Whom it leads to, as requests name it.
     host: Option<HeaderValue>,

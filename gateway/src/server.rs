@@ -99,7 +99,7 @@ async fn connection<H, F>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let io = TokioIo::new(StallGuard::new(SmallWrites(stream), limits.write_stall_timeout));
+    let io = TokioIo::new(StallGuard::new(SmallWrites::new(stream), limits.write_stall_timeout));
     let task = Arc::new(ConnectionTask::default());
     let waker = Waker::from(Arc::clone(&task));
     let service = service_fn(|request: Request<Incoming>| {
