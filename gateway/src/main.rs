@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         }
     };
     tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
-    let runtime = Builder::new_multi_thread().enable_all().on_thread_park(small_writes::flush_kept).build();
+    let runtime = Builder::new_multi_thread().enable_all().on_thread_park(small_writes::worker_waits).build();
     match runtime
         .context("no threads could be started")
         .and_then(|runtime| runtime.block_on(app::run(*config)))

@@ -1,14 +1,14 @@
 //! A connection whose small writes go out together with those of other connections, when the thread has nothing else to do.
 //!
 //! To send a message wakes whoever waits for it, and to wake a process on another core takes the kernel several microseconds, as
-//! much as all that the gateway does with a request. What is woken once for several messages is woken once. So a worker keeps small
-//! writes until it is about to wait for more work, or until the first of them has waited for [`LONGEST`]; what is larger goes
-//! out at once. Under little load a worker has nothing else to do after each write, and nothing is late.
+//! much as all that the gateway does with a request; once for several messages is enough. So a worker keeps small writes until it
+//! is about to wait for more work, or until it reads or writes when the first of them has waited for [`LONGEST`]; what is larger
+//! goes out at once. Under little load a worker has nothing else to do after each write, and nothing is late.
 //!
 //! Head and body of a message come in pieces of their own. They are copied together, because to hand the kernel a list of pieces
 //! takes it half a microsecond longer than to hand it one.
 //!
-//! Threads keep writes only when the runtime tells them before they wait ([`flush_kept`]); on all others everything goes out at
+//! Threads keep writes only when the runtime tells them before they wait ([`worker_waits`]); on all others everything goes out at
 //! once. Used by `server` and `pool`.
 
 use std::cell::RefCell;
@@ -26,7 +26,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 const SMALL: usize = 2048;
 /// Most connections whose writes a thread keeps.
 const MOST: usize = 64;
-/// How long a write is kept by a thread that has other work.
+/// How long a write is kept by a thread that has other work, if none of that takes longer by itself.
 const LONGEST: Duration = Duration::from_micros(500);
 
 /// A connection whose small writes go out together with others'.
@@ -80,9 +80,7 @@ impl SmallWrites {
         for piece in pieces {
             kept.bytes.extend_from_slice(piece);
         }
-        if kept.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
-            kept.task = Some(cx.waker().clone());
-        }
+        kept.note_task(cx);
         if kept.is_listed {
             return Poll::Ready(Ok(length));
         }
@@ -139,6 +137,13 @@ impl Kept {
         }
     }
 
+    /// Who goes on when the other side does not take all that is kept.
+    fn note_task(&mut self, cx: &Context<'_>) {
+        if self.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+        }
+    }
+
     /// Writes all that is kept; waits where the other side takes no more.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(error) = self.error.take() {
@@ -163,6 +168,14 @@ struct List {
     since: Option<Instant>,
     /// The runtime tells this thread before it waits.
     is_told: bool,
+}
+
+impl Drop for List {
+    fn drop(&mut self) {
+        for writer in self.writers.drain(..) {
+            writer.flush();
+        }
+    }
 }
 
 thread_local! {
@@ -211,9 +224,9 @@ fn flush_list() {
     });
 }
 
-/// Writes all that this thread keeps. To be called by the runtime's workers whenever they are about to wait
-/// ([`tokio::runtime::Builder::on_thread_park`]); from its first call on a thread keeps writes.
-pub fn flush_kept() {
+/// This thread is about to wait for work, and will say so each time: it writes what it keeps, and keeps writes from now on. For
+/// [`tokio::runtime::Builder::on_thread_park`] and nothing else.
+pub fn worker_waits() {
     LIST.with_borrow_mut(|list| list.is_told = true);
     flush_list();
 }
@@ -250,7 +263,14 @@ impl AsyncWrite for SmallWrites {
     /// What is kept goes out by itself; only what the other side does not take is waited for.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut kept = self.writer.lock();
-        if kept.is_blocked || kept.error.is_some() { kept.poll_drain(cx) } else { Poll::Ready(Ok(())) }
+        if kept.is_blocked || kept.error.is_some() {
+            return kept.poll_drain(cx);
+        }
+        if !kept.bytes.is_empty() {
+            // Connections to pods are driven for nobody first: who wrote need not be who waits.
+            kept.note_task(cx);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

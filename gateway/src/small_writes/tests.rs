@@ -1,4 +1,6 @@
 use super::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Wake;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -8,7 +10,7 @@ fn runtime() -> Runtime {
     Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
-        .on_thread_park(flush_kept)
+        .on_thread_park(worker_waits)
         .build()
         .expect("a runtime")
 }
@@ -153,5 +155,44 @@ fn what_goes_wrong_later_is_told() {
             tokio::time::timeout(Duration::from_secs(20), failed).await.expect("in time");
         let kind = failed.expect_err("nobody is there").kind();
         assert!(matches!(kind, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset), "{kind}");
+    }));
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn who_waits_for_a_connection_is_woken_for_it_whoever_wrote() {
+    runtime().block_on(on_worker(async {
+        let (mut ours, mut theirs) = pair().await;
+        let large = vec![7; 1 << 20];
+        let mut sent = 0;
+        while let Poll::Ready(written) = futures::poll!(std::pin::pin!(ours.write(&large))) {
+            sent += written.expect("written");
+        }
+        // The kernel takes no more. What follows is written for nobody, as connections to pods are driven.
+        let woken = Arc::new(Woken::default());
+        {
+            let nobody = &mut Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut ours).poll_write(nobody, b"tail").is_ready());
+            assert!(Pin::new(&mut ours).poll_flush(nobody).is_ready());
+            let waiting = Waker::from(Arc::clone(&woken));
+            assert!(Pin::new(&mut ours).poll_flush(&mut Context::from_waker(&waiting)).is_ready());
+        }
+        flush_list();
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1, "the other side takes no more");
+        let reading = tokio::spawn(async move {
+            let mut read = vec![0; sent + 4];
+            theirs.read_exact(&mut read).await.expect("read");
+            read.split_off(sent)
+        });
+        ours.flush().await.expect("the other side takes all");
+        assert_eq!(reading.await.expect("no panic"), b"tail");
     }));
 }
