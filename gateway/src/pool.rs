@@ -4,8 +4,9 @@
 //! an answer are handed from task to task by nobody, which took more time than all that the gateway itself does with them. Dropping
 //! an answer before its end closes the connection, by which the pod learns that nobody listens.
 //!
-//! Owns the connections that rest. Says no word about retries: a request that a resting connection could not even begin to send goes
-//! out on another one, and everything else is the caller's to judge. Called by `upstream`.
+//! Owns the connections that rest, and each one's timer for the head of its answer. Says no word about retries: a request that a
+//! resting connection could not even begin to send goes out on another one, and everything else is the caller's to judge. Called by
+//! `upstream`.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,7 +1,8 @@
 //! One attempt at one pod: send the request, wait for the answer as far as it can still be asked for elsewhere.
 //!
-//! Owns the timeouts towards pods; connections are `pool`'s. An answer that is not streamed is held until it is whole; a
-//! stream until its first byte. Everything that fails before that is the caller's to repeat. Called by `forward`.
+//! Says how long a pod may take; connections are `pool`'s, which watches the time until the head is here. An answer that is not
+//! streamed is held until it is whole; a stream until its first byte. Everything that fails before that is the caller's to repeat.
+//! Called by `forward`.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
